@@ -1,0 +1,1 @@
+#include "libfsdp/base/error.h"
