@@ -25,21 +25,35 @@ constexpr std::array<DTypeInfo, 10> kInfo = {{{"float64", 8},
 
 float load_float(const void* from, DType dtype, size_t i) {
   switch (dtype) {
-    case DType::kF64: return static_cast<float>(static_cast<const double*>(from)[i]);
-    case DType::kF32: return static_cast<const float*>(from)[i];
-    case DType::kF16: return f16_to_float(static_cast<const uint16_t*>(from)[i]);
-    case DType::kBF16: return bf16_to_float(static_cast<const uint16_t*>(from)[i]);
-    default: throw InternalError(cat("convert_floats: ", dtype_name(dtype), " is not a floating type"));
+    case DType::kF64:
+      return static_cast<float>(static_cast<const double*>(from)[i]);
+    case DType::kF32:
+      return static_cast<const float*>(from)[i];
+    case DType::kF16:
+      return f16_to_float(static_cast<const uint16_t*>(from)[i]);
+    case DType::kBF16:
+      return bf16_to_float(static_cast<const uint16_t*>(from)[i]);
+    default:
+      throw InternalError(cat("convert_floats: ", dtype_name(dtype), " is not a floating type"));
   }
 }
 
 void store_float(float value, void* to, DType dtype, size_t i) {
   switch (dtype) {
-    case DType::kF64: static_cast<double*>(to)[i] = value; return;
-    case DType::kF32: static_cast<float*>(to)[i] = value; return;
-    case DType::kF16: static_cast<uint16_t*>(to)[i] = float_to_f16(value); return;
-    case DType::kBF16: static_cast<uint16_t*>(to)[i] = float_to_bf16(value); return;
-    default: throw InternalError(cat("convert_floats: ", dtype_name(dtype), " is not a floating type"));
+    case DType::kF64:
+      static_cast<double*>(to)[i] = value;
+      return;
+    case DType::kF32:
+      static_cast<float*>(to)[i] = value;
+      return;
+    case DType::kF16:
+      static_cast<uint16_t*>(to)[i] = float_to_f16(value);
+      return;
+    case DType::kBF16:
+      static_cast<uint16_t*>(to)[i] = float_to_bf16(value);
+      return;
+    default:
+      throw InternalError(cat("convert_floats: ", dtype_name(dtype), " is not a floating type"));
   }
 }
 
@@ -63,7 +77,8 @@ float f16_to_float(uint16_t bits) {
   const uint32_t exponent = (bits >> 10) & 0x1fU;
   uint32_t mantissa = bits & 0x3ffU;
   if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000U | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24F;  // Subnormal: exact in float.
   return sign ? -magnitude : magnitude;
 }
@@ -73,8 +88,9 @@ uint16_t float_to_f16(float value) {
   const auto sign = static_cast<uint16_t>((bits >> 16) & 0x8000U);
   const uint32_t magnitude = bits & 0x7fffffffU;
   if (magnitude > 0x7f800000U) return static_cast<uint16_t>(sign | 0x7e00U);
-  if (magnitude >= 0x477ff000U) return static_cast<uint16_t>(sign | 0x7c00U);  // Rounds to 65536 or more.
-  if (magnitude < 0x38800000U) {                                                // Subnormal half or zero.
+  if (magnitude >= 0x477ff000U)
+    return static_cast<uint16_t>(sign | 0x7c00U);  // Rounds to 65536 or more.
+  if (magnitude < 0x38800000U) {                   // Subnormal half or zero.
     // Adding 0.5 leaves exactly the half's 10 mantissa bits at the bottom, rounded to nearest even.
     const float shifted = std::bit_cast<float>(magnitude) + 0.5F;
     return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000U));

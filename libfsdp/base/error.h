@@ -26,8 +26,8 @@ enum class ExitCode : int {
 
 /// Base of every exception that libfsdp throws on purpose.
 ///
-/// The text says where, what was got and what was expected, and gives a hint. It does not name the rank: whoever
-/// prints it adds that.
+/// The text says where, what was got and what was expected, and gives a hint. It does not name the
+/// rank: whoever prints it adds that.
 class Error : public std::runtime_error {
  public:
   Error(ExitCode code, const std::string& text) : std::runtime_error(text), code_(code) {}
@@ -37,20 +37,20 @@ class Error : public std::runtime_error {
   ExitCode code_;
 };
 
-#define FSDP_DEFINE_ERROR(Name, kCode)                                            \
-  class Name : public Error {                                                     \
-   public:                                                                        \
-    explicit Name(const std::string& text) : Error(ExitCode::kCode, text) {}      \
+#define FSDP_DEFINE_ERROR(Name, kCode)                                       \
+  class Name : public Error {                                                \
+   public:                                                                   \
+    explicit Name(const std::string& text) : Error(ExitCode::kCode, text) {} \
   }
-FSDP_DEFINE_ERROR(ConfigError, kConfig);              ///< The user can fix it before the run.
-FSDP_DEFINE_ERROR(DataError, kData);                  ///< Training or evaluation data is unusable.
-FSDP_DEFINE_ERROR(ModelError, kModel);                ///< Model, tokenizer or checkpoint files are unusable.
+FSDP_DEFINE_ERROR(ConfigError, kConfig);  ///< The user can fix it before the run.
+FSDP_DEFINE_ERROR(DataError, kData);      ///< Training or evaluation data is unusable.
+FSDP_DEFINE_ERROR(ModelError, kModel);    ///< Model, tokenizer or checkpoint files are unusable.
 FSDP_DEFINE_ERROR(DoesNotFitError, kDoesNotFit);      ///< The plan needs more memory than there is.
 FSDP_DEFINE_ERROR(DeviceMemoryError, kDeviceMemory);  ///< The device ran out of memory.
 FSDP_DEFINE_ERROR(HostResourceError, kHostResource);  ///< Host memory or disk is exhausted.
-FSDP_DEFINE_ERROR(CommError, kComm);                  ///< A peer or the network failed; the group is unusable.
-FSDP_DEFINE_ERROR(NumericsError, kNumerics);          ///< NaN or infinity where a number is needed.
-FSDP_DEFINE_ERROR(InternalError, kInternal);          ///< A bug of libfsdp.
+FSDP_DEFINE_ERROR(CommError, kComm);  ///< A peer or the network failed; the group is unusable.
+FSDP_DEFINE_ERROR(NumericsError, kNumerics);  ///< NaN or infinity where a number is needed.
+FSDP_DEFINE_ERROR(InternalError, kInternal);  ///< A bug of libfsdp.
 #undef FSDP_DEFINE_ERROR
 
 /// Concatenates its arguments as `operator<<` prints them.

@@ -10,7 +10,8 @@ enum class Level { kDebug, kInfo, kWarning, kError };
 /// Lines below this level are dropped (default kInfo). Thread-safe.
 void set_level(Level level);
 
-/// Labels the calling thread's lines "[rank r] "; -1 takes the label away. Each rank thread sets its own.
+/// Labels the calling thread's lines "[rank r] "; -1 takes the label away. Each rank thread sets
+/// its own.
 void set_rank(int rank);
 
 /// Writes one line to stderr in a single write; never throws.

@@ -1,0 +1,155 @@
+// What surrounds one call of a unit: parameters in and out of reach, the gate for backward,
+// recomputation.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace fsdp {
+
+/// The engine's side of a unit. One per unit and rank; used by the thread that runs the module.
+class UnitRuntime {
+ public:
+  virtual ~UnitRuntime() = default;
+  /// Recompute the forward in backward instead of keeping activations (mode A).
+  virtual bool checkpointing() const = 0;
+  /// The parameters are readable from here until leave_forward. Collective over the shard group
+  /// when it must gather.
+  virtual void enter_forward() = 0;
+  virtual void leave_forward() = 0;
+  /// The parameters are readable, and gradients are collected, until another unit's enter_backward.
+  virtual void enter_backward() = 0;
+  /// Whether `tensor` shares memory with gathered parameters.
+  virtual bool is_parameter_memory(const at::Tensor& tensor) const = 0;
+};
+
+/// Customisation point: appends pointers to the tensors inside a result or an argument.
+/// Overload it (in the type's own namespace) for structs that hold tensors.
+inline void collect_tensors(at::Tensor& value, std::vector<at::Tensor*>& out) {
+  out.push_back(&value);
+}
+template <class T>
+requires(std::is_arithmetic_v<T> || std::is_enum_v<T> ||
+         std::is_pointer_v<T>) void collect_tensors(T&, std::vector<at::Tensor*>&) {}
+template <class T>
+void collect_tensors(std::shared_ptr<const T>&, std::vector<at::Tensor*>&) {}
+template <class T>
+void collect_tensors(std::vector<T>& values, std::vector<at::Tensor*>& out);
+template <class T>
+void collect_tensors(std::optional<T>& value, std::vector<at::Tensor*>& out);
+template <class... T>
+void collect_tensors(std::tuple<T...>& values, std::vector<at::Tensor*>& out);
+template <class A, class B>
+void collect_tensors(std::pair<A, B>& values, std::vector<at::Tensor*>& out);
+
+template <class T>
+void collect_tensors(std::vector<T>& values, std::vector<at::Tensor*>& out) {
+  for (T& value : values) collect_tensors(value, out);
+}
+template <class T>
+void collect_tensors(std::optional<T>& value, std::vector<at::Tensor*>& out) {
+  if (value) collect_tensors(*value, out);
+}
+template <class... T>
+void collect_tensors(std::tuple<T...>& values, std::vector<at::Tensor*>& out) {
+  std::apply([&out](auto&... value) { (collect_tensors(value, out), ...); }, values);
+}
+template <class A, class B>
+void collect_tensors(std::pair<A, B>& values, std::vector<at::Tensor*>& out) {
+  collect_tensors(values.first, out);
+  collect_tensors(values.second, out);
+}
+
+namespace detail {
+
+/// Enters a unit's forward, and leaves it at the end of the scope, also when the module throws.
+class ForwardScope {
+ public:
+  explicit ForwardScope(UnitRuntime& runtime) : runtime_(runtime) { runtime_.enter_forward(); }
+  ~ForwardScope() { runtime_.leave_forward(); }
+  ForwardScope(const ForwardScope&) = delete;
+  ForwardScope& operator=(const ForwardScope&) = delete;
+
+ private:
+  UnitRuntime& runtime_;
+};
+
+/// Clones results that share memory with parameters: the memory is reused after the call.
+void detach_from_parameters(const UnitRuntime& runtime, const std::vector<at::Tensor*>& results);
+
+/// Makes backward through any of `results` call runtime.enter_backward() once, before the unit's
+/// own nodes run.
+void gate(UnitRuntime& runtime, const std::vector<at::Tensor*>& results);
+
+/// Runs `recompute` without a graph now, and again with one in backward. Its argument are the
+/// values of `inputs`, its result the unit's result tensors. Returns the latter, tied into the
+/// graph.
+using Recompute = std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)>;
+std::vector<at::Tensor> checkpoint(UnitRuntime& runtime, const std::vector<at::Tensor>& inputs,
+                                   Recompute recompute);
+
+template <class T>
+std::vector<at::Tensor*> tensors_in(T& value) {
+  std::vector<at::Tensor*> tensors;
+  collect_tensors(value, tensors);
+  return tensors;
+}
+
+inline std::vector<at::Tensor> values_of(const std::vector<at::Tensor*>& tensors) {
+  std::vector<at::Tensor> values;
+  values.reserve(tensors.size());
+  for (const at::Tensor* tensor : tensors) values.push_back(*tensor);
+  return values;
+}
+
+inline void assign(const std::vector<at::Tensor*>& tensors, const std::vector<at::Tensor>& values) {
+  for (size_t i = 0; i < tensors.size(); ++i) *tensors[i] = values[i];
+}
+
+template <class R, class Call, class Arguments>
+R call_checkpointed(UnitRuntime& runtime, Call call, Arguments arguments) {
+  auto result = std::make_shared<std::optional<R>>();
+  const std::vector<at::Tensor> inputs = values_of(tensors_in(arguments));
+  auto recompute = [&runtime, call, arguments, result,
+                    weak = std::weak_ptr(result)](const std::vector<at::Tensor>& values) mutable {
+    assign(tensors_in(arguments), values);
+    R fresh = std::apply(call, arguments);
+    assign(tensors_in(arguments),
+           std::vector<at::Tensor>(values.size()));  // Keep nothing alive between the calls.
+    const std::vector<at::Tensor*> tensors = tensors_in(fresh);
+    detach_from_parameters(runtime, tensors);
+    std::vector<at::Tensor> outputs = values_of(tensors);
+    if (result) {
+      result->emplace(std::move(fresh));
+      result.reset();  // Only the first run hands its result out.
+    }
+    return outputs;
+  };
+  assign(tensors_in(arguments), std::vector<at::Tensor>(inputs.size()));
+  const std::vector<at::Tensor> outputs = checkpoint(runtime, inputs, std::move(recompute));
+  assign(tensors_in(**result), outputs);
+  return std::move(**result);
+}
+
+template <class R, class Call, class Arguments>
+R call_unit(UnitRuntime& runtime, Call call, Arguments arguments) {
+  if (runtime.checkpointing() && at::GradMode::is_enabled()) {
+    return call_checkpointed<R>(runtime, std::move(call), std::move(arguments));
+  }
+  const ForwardScope scope(runtime);
+  R result = std::apply(call, arguments);
+  const std::vector<at::Tensor*> tensors = tensors_in(result);
+  detach_from_parameters(runtime, tensors);
+  if (at::GradMode::is_enabled()) gate(runtime, tensors);
+  return result;
+}
+
+}  // namespace detail
+}  // namespace fsdp
