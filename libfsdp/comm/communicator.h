@@ -1,13 +1,15 @@
-// How ranks exchange data. One interface; transports: one rank, threads of one process, processes of one host (shm).
+// How ranks exchange data. One interface; transports: one rank, threads of one process, processes
+// of one host (shm).
 //
-// Data moves between *symmetric memory*: blocks that every rank allocates together, with the same size, so that an
-// offset means the same thing on each rank and a peer can read it without a copy in between. A collective has three
-// moments, and the caller chooses when each happens:
+// Data moves between *symmetric memory*: blocks that every rank allocates together, with the same
+// size, so that an offset means the same thing on each rank and a peer can read it without a copy
+// in between. A collective has three moments, and the caller chooses when each happens:
 //   begin     this rank's source may be read by its peers from now on (never blocks);
 //   finish    this rank's destination is complete (waits until all members have begun);
 //   released  every member has read this rank's source: it may be overwritten.
-// Note [One order] Every rank begins the same collectives in the same order. Each carries a Tag; tags are compared
-// when a collective finishes, before its data is used, and a difference is a CommError that names both sides.
+// Note [One order] Every rank begins the same collectives in the same order. Each carries a Tag;
+// tags are compared when a collective finishes, before its data is used, and a difference is a
+// CommError that names both sides.
 #pragma once
 
 #include <cstddef>
@@ -31,7 +33,7 @@ struct Tag {
   int32_t unit = -1;                               ///< Unit index of the plan, -1 = none.
   int64_t step = -1;                               ///< Optimizer step, -1 = none.
   int64_t bytes = 0;                               ///< Filled in by the communicator.
-  char what[24] = {};                              ///< Short name for people: "gather", "loss packet", ...
+  char what[24] = {};  ///< Short name for people: "gather", "loss packet", ...
 
   bool operator==(const Tag&) const = default;
 };
@@ -59,8 +61,8 @@ struct SymmetricSpan {
   size_t bytes = 0;
 };
 
-/// The members of a collective, as ranks of the communicator, ascending. Groups that are used at the same point of
-/// the program must not overlap.
+/// The members of a collective, as ranks of the communicator, ascending. Groups that are used at
+/// the same point of the program must not overlap.
 using Group = std::vector<int>;
 
 /// Identifies a begun collective on this rank.
@@ -70,9 +72,9 @@ struct Ticket {
 
 /// One rank's end of a world. Used by one thread at a time.
 ///
-/// Every wait ends in CommError when a member dies, aborts, or stays away longer than the time-out; the text names
-/// the missing rank, the collective that is waited for and what the others are doing. After any CommError the
-/// communicator is unusable: all later calls throw too.
+/// Every wait ends in CommError when a member dies, aborts, or stays away longer than the time-out;
+/// the text names the missing rank, the collective that is waited for and what the others are
+/// doing. After any CommError the communicator is unusable: all later calls throw too.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -87,32 +89,38 @@ class Communicator {
 
   /// destination = the members' sources end to end, in group order.
   ///
-  /// Collective over `group`, which contains this rank. All members give equal `source.bytes` and equal offsets;
-  /// `destination` has group.size() * source.bytes bytes, valid after finish. Cost: one copy of those bytes.
-  virtual Ticket begin_gather(const Group& group, SymmetricSpan source, std::byte* destination, Tag tag) = 0;
+  /// Collective over `group`, which contains this rank. All members give equal `source.bytes` and
+  /// equal offsets; `destination` has group.size() * source.bytes bytes, valid after finish. Cost:
+  /// one copy of those bytes.
+  virtual Ticket begin_gather(const Group& group, SymmetricSpan source, std::byte* destination,
+                              Tag tag) = 0;
 
-  /// destination[i] (+)= ((s_0[begin + i] + s_1[begin + i]) + ...) in fp32, members' sources in group order.
+  /// destination[i] (+)= ((s_0[begin + i] + s_1[begin + i]) + ...) in fp32, members' sources in
+  /// group order.
   ///
-  /// Collective over `group`. `source` holds elements of `dtype` (f32, bf16, f16), the same number on all members;
-  /// `begin` (elements) and destination.size() choose this rank's part and may differ between members (0 is legal).
-  /// With accumulate the old value is the leftmost operand of the fold: ((d + s_0) + s_1) + ...; without, s_0 is.
+  /// Collective over `group`. `source` holds elements of `dtype` (f32, bf16, f16), the same number
+  /// on all members; `begin` (elements) and destination.size() choose this rank's part and may
+  /// differ between members (0 is legal). With accumulate the old value is the leftmost operand of
+  /// the fold: ((d + s_0) + s_1) + ...; without, s_0 is.
   virtual Ticket begin_fold(const Group& group, SymmetricSpan source, DType dtype, int64_t begin,
                             std::span<float> destination, bool accumulate, Tag tag) = 0;
 
-  /// Waits until the collective's destination is complete. Idempotent. Tickets finish in the order they began:
-  /// finishing one finishes all earlier ones.
+  /// Waits until the collective's destination is complete. Idempotent. Tickets finish in the order
+  /// they began: finishing one finishes all earlier ones.
   virtual void finish(Ticket ticket) = 0;
   /// Finishes, then waits until every member has finished: the source may be overwritten.
   virtual void wait_released(Ticket ticket) = 0;
 
-  /// all[r * bytes .. ] = rank r's `mine`, for small host structures. Collective over the world; blocks.
+  /// all[r * bytes .. ] = rank r's `mine`, for small host structures. Collective over the world;
+  /// blocks.
   virtual void exchange(const void* mine, size_t bytes, void* all, Tag tag) = 0;
   /// data of `root` on every rank (any size). Collective over the world; blocks.
   virtual void broadcast(void* data, size_t bytes, int root, Tag tag) = 0;
   /// Collective over the world; blocks.
   virtual void barrier(Tag tag) = 0;
 
-  /// Makes every pending and later wait of all members throw CommError with `reason`. Not collective; any thread.
+  /// Makes every pending and later wait of all members throw CommError with `reason`. Not
+  /// collective; any thread.
   virtual void abort(std::string_view reason) noexcept = 0;
 
   /// Sums, or takes the maximum of, one integer over the world. Collective; blocks.

@@ -14,7 +14,8 @@ int bucket_for(Layout& layout, int unit, const ParamSpec& param) {
     const Bucket& bucket = layout.buckets[static_cast<size_t>(index)];
     if (bucket.dtype == param.dtype && bucket.trainable == param.trainable) return index;
   }
-  layout.buckets.push_back({.unit = unit, .dtype = param.dtype, .trainable = param.trainable, .segments = {}});
+  layout.buckets.push_back(
+      {.unit = unit, .dtype = param.dtype, .trainable = param.trainable, .segments = {}});
   layout.of_unit[static_cast<size_t>(unit)].push_back(static_cast<int>(layout.buckets.size()) - 1);
   return static_cast<int>(layout.buckets.size()) - 1;
 }
@@ -56,7 +57,8 @@ const ParamSpec& Layout::param(const Bucket& bucket, const Segment& segment) con
 
 int64_t Layout::unit_bytes(int unit) const {
   int64_t bytes = 0;
-  for (const int b : of_unit[static_cast<size_t>(unit)]) bytes += buckets[static_cast<size_t>(b)].padded_bytes();
+  for (const int b : of_unit[static_cast<size_t>(unit)])
+    bytes += buckets[static_cast<size_t>(b)].padded_bytes();
   return bytes;
 }
 

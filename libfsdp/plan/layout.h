@@ -11,8 +11,9 @@
 
 namespace fsdp::plan {
 
-/// Every parameter starts at a multiple of this many elements (256 bytes of bf16), so that a quantum belongs to one
-/// parameter and one rank whatever the number of ranks: norms and optimizers never see a cut quantum.
+/// Every parameter starts at a multiple of this many elements (256 bytes of bf16), so that a
+/// quantum belongs to one parameter and one rank whatever the number of ranks: norms and optimizers
+/// never see a cut quantum.
 inline constexpr int64_t kQuantumNumel = 128;
 /// Every rank's part is a multiple of this many elements (512 bytes of bf16).
 inline constexpr int64_t kShardQuantumNumel = 256;
@@ -22,7 +23,7 @@ struct ParamSpec {
   std::vector<int64_t> shape;  ///< 0-D and zero-size are legal.
   DType dtype = DType::kF32;   ///< Of the gathered parameter.
   bool trainable = true;
-  int group = 0;               ///< Optimizer group.
+  int group = 0;  ///< Optimizer group.
 
   int64_t numel() const;
 };
@@ -46,8 +47,9 @@ struct Bucket {
   DType dtype = DType::kF32;
   bool trainable = true;
   std::vector<Segment> segments;
-  int64_t numel = 0;         ///< Elements used, gaps between parameters included.
-  int64_t shard_numel = 0;   ///< Elements of each rank's part, padding included; a multiple of kShardQuantumNumel.
+  int64_t numel = 0;  ///< Elements used, gaps between parameters included.
+  int64_t shard_numel =
+      0;  ///< Elements of each rank's part, padding included; a multiple of kShardQuantumNumel.
   int64_t padded_numel = 0;  ///< shard_numel x shard axis.
 
   int64_t padded_bytes() const { return padded_numel * static_cast<int64_t>(dtype_bytes(dtype)); }
@@ -67,8 +69,8 @@ struct ShardSlice {
 struct Layout {
   Mesh mesh;
   std::vector<UnitSpec> units;
-  std::vector<Bucket> buckets;               ///< By unit, ascending; trainable before frozen.
-  std::vector<std::vector<int>> of_unit;     ///< Bucket indices of each unit.
+  std::vector<Bucket> buckets;            ///< By unit, ascending; trainable before frozen.
+  std::vector<std::vector<int>> of_unit;  ///< Bucket indices of each unit.
 
   const ParamSpec& param(const Bucket& bucket, const Segment& segment) const;
   /// Bytes of all gathered buckets of `unit`.
@@ -77,10 +79,12 @@ struct Layout {
   int64_t trainable_numel(int unit) const;
 };
 
-/// Lays `units` out on `mesh`. Throws ConfigError when two parameters have one name, or sizes overflow.
+/// Lays `units` out on `mesh`. Throws ConfigError when two parameters have one name, or sizes
+/// overflow.
 Layout make_layout(std::vector<UnitSpec> units, Mesh mesh);
 
-/// What the rank at `shard_coordinate` owns, in bucket order; pieces of zero-size parameters are left out.
+/// What the rank at `shard_coordinate` owns, in bucket order; pieces of zero-size parameters are
+/// left out.
 std::vector<ShardSlice> slices_of(const Layout& layout, int shard_coordinate);
 
 }  // namespace fsdp::plan
