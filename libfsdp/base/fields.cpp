@@ -169,6 +169,10 @@ std::string Origins::describe(const std::string& name) const {
 }
 
 void assign(const Field& field, const Assignment& assignment) {
+  if (!field.refusal.empty()) {
+    throw ConfigError(cat("[options] --", field.name, " (", assignment.origin,
+                          ") cannot be honoured: ", field.refusal, "."));
+  }
   std::visit(Assigner(field, assignment), field.target);
 }
 

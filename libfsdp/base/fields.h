@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <optional>
 #include <span>
@@ -58,6 +59,7 @@ struct Field {
   std::string help;
   FieldRules rules;
   FieldTarget target;
+  std::string refusal;  ///< Not empty: a name that is known and cannot be honoured, and why.
 };
 
 using FieldList = std::vector<Field>;
@@ -71,7 +73,16 @@ class FieldCollector {
   template <class T>
   void operator()(std::string_view name, T& value, std::string_view help, FieldRules rules = {}) {
     list_.push_back(
-        {std::string(name), group_, std::string(help), std::move(rules), target_of(value)});
+        {std::string(name), group_, std::string(help), std::move(rules), target_of(value), {}});
+  }
+
+  /// Names of other tools that are known here and cannot be honoured: giving one is an error that
+  /// says why.
+  void refused(std::initializer_list<std::string_view> names, std::string_view why) {
+    for (const auto name : names) {
+      list_.push_back(
+          {std::string(name), "", "", {}, static_cast<std::string*>(nullptr), std::string(why)});
+    }
   }
 
   FieldList take() { return std::move(list_); }

@@ -46,6 +46,7 @@ class FlagReader {
     if (field == nullptr)
       throw ConfigError(detail::unknown_option(fields_, name, "command line", program_));
     if (equals != std::string::npos) return add(*field, argument.substr(equals + 1));
+    if (!field->refusal.empty()) return add(*field, "");  // whatever follows, it is refused
     if (is_boolean(*field)) return add(*field, next_is_boolean() ? arguments_[at_++] : "true");
     if (at_ == arguments_.size() || is_flag(arguments_[at_])) {
       throw ConfigError(
@@ -95,6 +96,7 @@ std::string unknown_option(const FieldList& fields, std::string_view name, std::
                            std::string_view program) {
   std::vector<std::string> known;
   for (const auto& field : fields) {
+    if (!field.refusal.empty()) continue;
     known.push_back(field.name);
     known.insert(known.end(), field.rules.aliases.begin(), field.rules.aliases.end());
   }

@@ -101,7 +101,7 @@ struct JsonText {
     return json_string(value.names.at(value.get()));
   }
 
-  static std::string number(double value) { return value_text({"", "", "", {}, &value}); }
+  static std::string number(double value) { return value_text({"", "", "", {}, &value, {}}); }
 };
 
 }  // namespace
@@ -111,6 +111,7 @@ std::string help_text(const FieldList& fields, size_t columns) {
   std::string out;
   std::string group;
   for (const auto& field : fields) {
+    if (!field.refusal.empty()) continue;
     if (field.group != group) {
       group = field.group;
       out += (out.empty() ? "" : "\n") + group + ":\n";
@@ -140,6 +141,7 @@ std::string help_markdown(const FieldList& fields) {
     return text;
   };
   for (const auto& field : fields) {
+    if (!field.refusal.empty()) continue;
     if (field.group != group) {
       group = field.group;
       out += cat("\n### ", group,
@@ -154,6 +156,7 @@ std::string help_markdown(const FieldList& fields) {
 std::string fields_json(const FieldList& fields) {
   std::string out = "{";
   for (const auto& field : fields) {
+    if (!field.refusal.empty()) continue;
     out += cat(out.size() > 1 ? ",\n  " : "\n  ", json_string(field.name), ": ",
                std::visit(JsonText{}, field.target));
   }

@@ -40,6 +40,7 @@ struct Options {
     v("stop", stop, "Texts.");
     v("limit", limit, "Limit.");
     v("mode", mode, "Mode.");
+    v.refused({"fp16", "half"}, "there is no loss scaler");
   }
 };
 
@@ -132,6 +133,13 @@ TEST(FieldsTest, WrongValuesAreRefusedWithWhatIsExpected) {
   EXPECT_MENTIONS(refusal({"run.yaml"}), "--config");
 }
 
+TEST(FieldsTest, KnownNamesThatCannotBeHonouredSayWhy) {
+  EXPECT_MENTIONS(refusal({"--fp16", "--packing"}),
+                  "--fp16 (command line) cannot be honoured: there is no loss scaler.");
+  const YamlFile file("half: true\n");
+  EXPECT_MENTIONS(refusal({"--config", file.path()}), "no loss scaler");
+}
+
 TEST(FieldsTest, FlagsWinOverYamlAndYamlOverDefaults) {
   const YamlFile file(
       "batch: 3\nlearning-rate: 1e-2\nstop: [x, 'y,z']\npacking: yes\nlimit: null\n");
@@ -189,7 +197,10 @@ TEST(FieldsTest, HelpShowsEveryOptionWithinItsWidth) {
   Options options;
   const auto fields = fields_of(options);
   const auto text = help_text(fields, 80);
-  for (const auto& field : fields) EXPECT_MENTIONS(text, "--" + field.name);
+  for (const auto& field : fields) {
+    EXPECT_EQ(text.find("--" + field.name) != std::string::npos, field.refusal.empty())
+        << field.name;
+  }
   EXPECT_MENTIONS(text, "First:\n");
   EXPECT_MENTIONS(text, "[5e-05]");
   EXPECT_MENTIONS(text, "float32|bfloat16");
