@@ -1,5 +1,6 @@
 #include "libfsdp/plan/mesh.h"
 
+#include <cstddef>
 #include <numeric>
 
 namespace fsdp::plan {

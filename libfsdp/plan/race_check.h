@@ -23,10 +23,10 @@ struct Race {
 
 /// All races of `schedule` run for three steps in a row on `ranks` ranks (empty = safe).
 ///
-/// Builds happens-before by vector clocks from stream order, the operations' dependencies and the meaning of a
-/// collective (nobody's finish before everybody's begin), and nothing else; it shares no code with the compiler.
-/// Also reports reads of a slot that holds another unit's parameters, or none, as a race with the last writer.
-/// Cost: O(ops x ranks^2).
+/// Builds happens-before by vector clocks from stream order, the operations' dependencies and the
+/// meaning of a collective (nobody's finish before everybody's begin), and nothing else; it shares
+/// no code with the compiler. Also reports reads of a slot that holds another unit's parameters, or
+/// none, as a race with the last writer. Cost: O(ops x ranks^2).
 std::vector<Race> find_races(const Schedule& schedule, int ranks);
 
 }  // namespace fsdp::plan

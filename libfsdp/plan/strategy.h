@@ -1,4 +1,5 @@
-// The only place (with the options above `shard`) that knows the strategies' names: each becomes values of a plan.
+// The only place (with the options above `shard`) that knows the strategies' names: each becomes
+// values of a plan.
 #pragma once
 
 #include <string_view>
@@ -40,8 +41,9 @@ struct PlacementOverrides {
 
 /// Values for `strategy` on `ranks` ranks and a model of `units` units besides the root.
 ///
-/// FULL_SHARD: two slots. SHARD_GRAD_OP: a slot a unit. NO_SHARD: a shard group of one. A shard group of one rank
-/// makes the home resident. Throws ConfigError for overrides that cannot work (fewer than one slot).
+/// FULL_SHARD: two slots. SHARD_GRAD_OP: a slot a unit. NO_SHARD: a shard group of one. A shard
+/// group of one rank makes the home resident. Throws ConfigError for overrides that cannot work
+/// (fewer than one slot).
 Placement place(Strategy strategy, int ranks, int units, const PlacementOverrides& overrides = {});
 
 }  // namespace fsdp::plan
