@@ -123,12 +123,20 @@ class Communicator {
   /// collective; any thread.
   virtual void abort(std::string_view reason) noexcept = 0;
 
+  /// Says what this rank is doing, so that others and the launcher can name it when it fails. Not
+  /// collective; three plain stores. `phase` is cut at 16 characters; step -1 = none.
+  virtual void report_progress(int64_t step, std::string_view phase) = 0;
+
   /// Sums, or takes the maximum of, one integer over the world. Collective; blocks.
   int64_t sum(int64_t value, std::string_view what);
   int64_t maximum(int64_t value, std::string_view what);
 
  protected:
   Group world_;
+
+ private:
+  template <class Use>
+  void for_each_value(int64_t value, std::string_view what, Use use);
 };
 
 }  // namespace fsdp::comm

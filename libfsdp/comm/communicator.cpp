@@ -1,0 +1,75 @@
+#include "libfsdp/comm/communicator.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "libfsdp/base/error.h"
+
+namespace fsdp::comm {
+namespace {
+
+const char* kind_name(CollectiveKind kind) {
+  switch (kind) {
+    case CollectiveKind::kGather:
+      return "gather";
+    case CollectiveKind::kFold:
+      return "fold";
+    case CollectiveKind::kExchange:
+      return "exchange";
+    case CollectiveKind::kBroadcast:
+      return "broadcast";
+    case CollectiveKind::kBarrier:
+      return "barrier";
+    case CollectiveKind::kAllocate:
+      return "allocation";
+  }
+  return "collective";
+}
+
+}  // namespace
+
+Tag make_tag(std::string_view what, int64_t step, int32_t unit) {
+  Tag tag;
+  tag.step = step;
+  tag.unit = unit;
+  std::memcpy(tag.what, what.data(), std::min(what.size(), sizeof(tag.what) - 1));
+  return tag;
+}
+
+std::string describe(const Tag& tag) {
+  std::string text = kind_name(tag.kind);
+  if (tag.what[0] != '\0' && text != tag.what) text += cat(" '", tag.what, "'");
+  if (tag.unit >= 0) text += cat(" of unit ", tag.unit);
+  if (tag.step >= 0) text += cat(" at step ", tag.step);
+  if (tag.kind == CollectiveKind::kBarrier) return text;
+  const bool typed = tag.kind == CollectiveKind::kFold;
+  return text + cat(" (", typed ? cat(dtype_name(tag.dtype), ", ") : "", tag.bytes, " bytes)");
+}
+
+int64_t Communicator::sum(int64_t value, std::string_view what) {
+  int64_t total = 0;
+  for_each_value(value, what, [&](int64_t one) { total += one; });
+  return total;
+}
+
+int64_t Communicator::maximum(int64_t value, std::string_view what) {
+  int64_t largest = value;
+  for_each_value(value, what, [&](int64_t one) { largest = std::max(largest, one); });
+  return largest;
+}
+
+template <class Use>
+void Communicator::for_each_value(int64_t value, std::string_view what, Use use) {
+  std::array<int64_t, 128> few;  // No heap in the usual case: the engine counts allocations.
+  std::vector<int64_t> many;
+  int64_t* values = few.data();
+  if (static_cast<size_t>(size()) > few.size()) {
+    many.resize(size());
+    values = many.data();
+  }
+  exchange(&value, sizeof(value), values, make_tag(what));
+  for (int rank = 0; rank < size(); ++rank) use(values[rank]);
+}
+
+}  // namespace fsdp::comm

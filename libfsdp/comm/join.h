@@ -1,0 +1,55 @@
+// How a process becomes a rank.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "libfsdp/comm/communicator.h"
+#include "libfsdp/comm/options.h"
+
+namespace fsdp::comm {
+
+struct JoinOptions {
+  CommOptions comm = comm_options_from_environment();
+  double rendezvous_timeout_s =
+      60;  ///< How long to wait for the other ranks to start, without our launcher.
+};
+
+/// The world that this process was started in.
+///
+/// - by launch_local (FSDP_LAUNCH_FD): its ranks;
+/// - by torchrun, srun or mpirun on one host (RANK and WORLD_SIZE, or the SLURM, Open MPI or PMI
+/// names): its ranks, who
+///   find each other over an abstract UNIX socket; nothing listens on the network, and other users
+///   are refused;
+/// - else: one rank.
+/// Collective over the processes that were started together. Call it once a process.
+/// Throws ConfigError (contradictory environment, more than one host), CommError (a rank did not
+/// come), HostResourceError.
+std::unique_ptr<Communicator> join(const JoinOptions& options = {});
+
+/// RANK as join() will find it, before joining: for log labels and for work that only rank 0 does.
+struct RankPlace {
+  int rank = 0;
+  int size = 1;
+  int local_rank = 0;
+  int local_size = 1;
+};
+RankPlace place_from_environment();
+
+struct RankOptions {
+  JoinOptions join;
+  std::string name = "fsdp";  ///< Program name before error lines.
+};
+
+/// Joins the world, runs fn and returns its value: the body of a rank's main().
+///
+/// An exception of fn becomes the exit code (fsdp::Error's own; 7 for bad_alloc; 1 otherwise). It
+/// is told to the peers, whose waits end, and to the launcher, which prints it as the cause;
+/// without our launcher it is printed here as "name: rank 1: text". With peers the process then
+/// ends at once, without destructors, so that nothing can hang. Exceptions that leave a thread or a
+/// noexcept function are reported in the same way.
+int run_rank(const std::function<int(Communicator&)>& fn, const RankOptions& options = {});
+
+}  // namespace fsdp::comm

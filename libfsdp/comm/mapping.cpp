@@ -1,0 +1,67 @@
+#include "libfsdp/comm/mapping.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <string>
+
+namespace fsdp::comm {
+namespace {
+
+[[noreturn]] void fail(std::string_view what, size_t bytes, int error) {
+  throw HostResourceError(
+      cat("[comm] cannot ", what, " ", bytes, " bytes of memory: ", strerror(error)));
+}
+
+}  // namespace
+
+size_t whole_pages(size_t bytes) {
+  constexpr size_t kPage = 4096;
+  if (bytes == 0) return kPage;
+  if (bytes > SIZE_MAX - kPage) fail("round up", bytes, EOVERFLOW);
+  return (bytes + kPage - 1) / kPage * kPage;
+}
+
+std::shared_ptr<Mapping> Mapping::anonymous(size_t bytes) {
+  bytes = whole_pages(bytes);
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (data == MAP_FAILED) fail("map", bytes, errno);
+  return std::shared_ptr<Mapping>(new Mapping(static_cast<std::byte*>(data), bytes));
+}
+
+std::shared_ptr<Mapping> Mapping::of_file(int fd, size_t bytes, bool writable) {
+  bytes = whole_pages(bytes);
+  const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+  void* data = mmap(nullptr, bytes, protection, MAP_SHARED | MAP_POPULATE, fd, 0);
+  if (data == MAP_FAILED) fail("map", bytes, errno);
+  return std::shared_ptr<Mapping>(new Mapping(static_cast<std::byte*>(data), bytes));
+}
+
+Mapping::~Mapping() { munmap(data_, bytes_); }
+
+int make_memory_file(std::string_view label, size_t bytes) {
+  bytes = whole_pages(bytes);
+  const int fd = memfd_create(cat("fsdp:", label.substr(0, 100)).c_str(), MFD_CLOEXEC);
+  if (fd < 0) fail("make a memory file of", bytes, errno);
+  // ftruncate refuses what exceeds the machine before a single page is taken; posix_fallocate then
+  // takes the pages, so that running out of memory is an error here and not a SIGBUS in the middle
+  // of training.
+  int error = bytes > static_cast<size_t>(INT64_MAX) ? EFBIG : 0;
+  if (error == 0 && ftruncate(fd, static_cast<off_t>(bytes)) != 0) error = errno;
+  while (error == 0) {
+    error = posix_fallocate(fd, 0, static_cast<off_t>(bytes));
+    if (error != EINTR) break;
+    error = 0;
+  }
+  if (error != 0) {
+    close(fd);
+    fail("reserve", bytes, error);
+  }
+  return fd;
+}
+
+}  // namespace fsdp::comm

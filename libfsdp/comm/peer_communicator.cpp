@@ -1,0 +1,450 @@
+#include "libfsdp/comm/peer_communicator.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "libfsdp/base/error.h"
+#include "libfsdp/kernels/fold.h"
+
+namespace fsdp::comm {
+namespace {
+
+constexpr int kSliceMs = 100;  // The longest sleep between two looks at the peers' health.
+constexpr int kSpins =
+    40;  // About 1.5 us; longer spinning would take the core from who is waited for.
+
+uint64_t group_key(const Group& group) {
+  uint64_t mask = 0;
+  uint64_t hash = 14695981039346656037ULL;
+  for (const int member : group) {
+    if (member < 64) mask |= uint64_t{1} << member;
+    hash = (hash ^ static_cast<uint64_t>(member)) * 1099511628211ULL;
+  }
+  return !group.empty() && group.back() < 64 ? mask : hash;
+}
+
+std::string group_text(uint64_t key) {
+  std::string text;
+  for (int member = 0; member < 64; ++member) {
+    if ((key >> member & 1) != 0) text += cat(text.empty() ? "" : ",", member);
+  }
+  return cat("{", text, "}");
+}
+
+std::string describe(const Posted& posted) {
+  return cat(describe(posted.tag), " in the group ", group_text(posted.group));
+}
+
+bool same(const Posted& a, const Posted& b) {
+  return a.sequence == b.sequence && a.group == b.group && a.offset == b.offset &&
+         a.memory == b.memory && a.tag == b.tag;
+}
+
+SharedBlock& block_of(const SymmetricSpan& span) {
+  auto* block = dynamic_cast<SharedBlock*>(span.memory);
+  check(block != nullptr, "a collective's source is not memory of this communicator");
+  check(span.offset <= block->bytes() && span.bytes <= block->bytes() - span.offset,
+        cat("source [", span.offset, ", +", span.bytes, ") of a block of ", block->bytes(),
+            " bytes"));
+  return *block;
+}
+
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+/// A collective that this rank has begun.
+struct PeerCommunicator::Pending {
+  Posted posted;
+  Group members;
+  std::shared_ptr<SharedBlock> memory;
+  size_t offset = 0;
+  size_t bytes = 0;                  // Of one member's contribution.
+  std::byte* destination = nullptr;  // Gather, exchange, broadcast.
+  size_t stride = 0;                 // Exchange: from one rank's data to the next.
+  int half = 0;                      // Exchange, broadcast: of the staging memory.
+  int64_t begin = 0;                 // Fold: first element.
+  std::span<float> sums;
+  bool accumulate = false;
+};
+
+PeerCommunicator::PeerCommunicator(std::shared_ptr<Mapping> keeper, ControlView control, int rank,
+                                   const CommOptions& options)
+    : keeper_(std::move(keeper)),
+      control_(control),
+      rank_(rank),
+      size_(control.size()),
+      options_(options),
+      spins_(static_cast<unsigned>(size_) <= std::thread::hardware_concurrency() ? kSpins : 0),
+      pending_(std::make_unique<std::array<Pending, kRing>>()) {
+  for (int peer = 0; peer < size_; ++peer) world_.push_back(peer);
+  Presence absent = Presence::kAbsent;
+  check(control_.rank(rank_).presence.compare_exchange_strong(absent, Presence::kJoined),
+        cat("rank ", rank_, " joins the same world twice"));
+}
+
+PeerCommunicator::~PeerCommunicator() {
+  RankControl& mine = control_.rank(rank_);
+  mine.presence.store(Presence::kLeft, std::memory_order_seq_cst);
+  mine.begun.wake();
+  mine.finished.wake();
+}
+
+// ---- Beginning ----
+
+PeerCommunicator::Pending& PeerCommunicator::post(CollectiveKind kind, DType dtype,
+                                                  const Group& group, uint64_t offset,
+                                                  uint32_t memory, int64_t bytes, Tag tag) {
+  throw_if_aborted();
+  const uint64_t sequence = begun_ + 1;
+  Pending& pending = (*pending_)[sequence % kRing];
+  if (sequence >
+      kRing) {  // See Note [Sequence numbers]: the place must be free on all who read it.
+    while (finished_ < sequence - kRing) finish_next();
+    for (const int member : pending.members) {
+      wait_for(control_.rank(member).finished, sequence - kRing, member, pending.posted.tag);
+    }
+  }
+  check(std::binary_search(group.begin(), group.end(), rank_),
+        "a collective's group does not contain this rank");
+  tag.kind = kind;
+  tag.dtype = dtype;
+  tag.bytes = bytes;
+  pending.members.assign(group.begin(), group.end());
+  pending.posted = {sequence, group_key(group), offset, memory, tag};
+  return pending;
+}
+
+void PeerCommunicator::publish(Pending& pending) {
+  begun_ = pending.posted.sequence;
+  RankControl& mine = control_.rank(rank_);
+  mine.ring[begun_ % kRing] = pending.posted;
+  mine.begun.set(begun_);
+}
+
+Ticket PeerCommunicator::begin_gather(const Group& group, SymmetricSpan source,
+                                      std::byte* destination, Tag tag) {
+  SharedBlock& block = block_of(source);
+  Pending& pending = post(CollectiveKind::kGather, tag.dtype, group, source.offset, block.id(),
+                          static_cast<int64_t>(source.bytes), tag);
+  pending.memory = block.shared_from_this();
+  pending.offset = source.offset;
+  pending.bytes = source.bytes;
+  pending.destination = destination;
+  publish(pending);
+  return {begun_};
+}
+
+Ticket PeerCommunicator::begin_fold(const Group& group, SymmetricSpan source, DType dtype,
+                                    int64_t begin, std::span<float> destination, bool accumulate,
+                                    Tag tag) {
+  SharedBlock& block = block_of(source);
+  const auto source_numel = static_cast<int64_t>(source.bytes / dtype_bytes(dtype));
+  check(begin >= 0 && begin <= source_numel &&
+            static_cast<int64_t>(destination.size()) <= source_numel - begin,
+        cat("fold of elements [", begin, ", +", destination.size(), ") of ", source_numel));
+  Pending& pending = post(CollectiveKind::kFold, dtype, group, source.offset, block.id(),
+                          static_cast<int64_t>(source.bytes), tag);
+  pending.memory = block.shared_from_this();
+  pending.offset = source.offset;
+  pending.bytes = source.bytes;
+  pending.begin = begin;
+  pending.sums = destination;
+  pending.accumulate = accumulate;
+  publish(pending);
+  return {begun_};
+}
+
+// ---- Finishing ----
+
+void PeerCommunicator::finish(Ticket ticket) {
+  check(ticket.sequence <= begun_, "a ticket of another communicator");
+  if (ticket.sequence == 0) return;
+  throw_if_aborted();
+  while (finished_ < ticket.sequence) finish_next();
+}
+
+void PeerCommunicator::wait_released(Ticket ticket) {
+  finish(ticket);
+  // Older tickets were waited for when their place in the ring was used again.
+  if (ticket.sequence == 0 || begun_ - ticket.sequence >= kRing) return;
+  const Pending& pending = (*pending_)[ticket.sequence % kRing];
+  for (const int member : pending.members) {
+    wait_for(control_.rank(member).finished, ticket.sequence, member, pending.posted.tag);
+  }
+}
+
+void PeerCommunicator::finish_next() {
+  Pending& pending = (*pending_)[(finished_ + 1) % kRing];
+  for (const int member : pending.members) {
+    if (member == rank_) continue;
+    wait_for(control_.rank(member).begun, pending.posted.sequence, member, pending.posted.tag);
+    compare(pending, member);
+  }
+  move_data(pending);
+  pending.memory.reset();
+  ++finished_;
+  control_.rank(rank_).finished.set(finished_);
+}
+
+void PeerCommunicator::compare(const Pending& pending, int member) {
+  const Posted& mine = pending.posted;
+  const Posted& theirs = control_.rank(member).ring[mine.sequence % kRing];
+  if (same(mine, theirs)) return;
+  std::string text = cat("[comm] ranks ", rank_, " and ", member,
+                         " began different collectives at place ", mine.sequence, ": rank ", rank_,
+                         " began ", describe(mine), ", rank ", member, " began ", describe(theirs));
+  if (mine.tag == theirs.tag && mine.group == theirs.group) {
+    text +=
+        cat(" (sources: allocation ", mine.memory, " offset ", mine.offset, " against allocation ",
+            theirs.memory, " offset ", theirs.offset, ", place ", theirs.sequence, ")");
+  }
+  fail(text + ". Hint: every rank must begin the same collectives in the same order.");
+}
+
+void PeerCommunicator::move_data(Pending& pending) {
+  if (pending.bytes == 0) return;
+  switch (pending.posted.tag.kind) {
+    case CollectiveKind::kGather:
+      return gather(pending);
+    case CollectiveKind::kFold:
+      return fold(pending);
+    case CollectiveKind::kBarrier:
+      return;
+    case CollectiveKind::kBroadcast: {
+      const auto root = static_cast<int>(pending.posted.offset);
+      if (root != rank_)
+        std::memcpy(pending.destination, control_.staging(root, pending.half), pending.bytes);
+      return;
+    }
+    case CollectiveKind::kExchange:
+    case CollectiveKind::kAllocate:
+      for (const int member : pending.members) {
+        std::memcpy(pending.destination + pending.stride * member,
+                    control_.staging(member, pending.half), pending.bytes);
+      }
+      return;
+  }
+}
+
+void PeerCommunicator::gather(const Pending& pending) {
+  const size_t members = pending.members.size();
+  const size_t own = std::lower_bound(pending.members.begin(), pending.members.end(), rank_) -
+                     pending.members.begin();
+  for (size_t i = 0; i < members; ++i) {
+    const size_t at =
+        (own + i) %
+        members;  // Each starts elsewhere, so that not all read the same memory at once.
+    const std::byte* source = pending.memory->peer(pending.members[at]) + pending.offset;
+    std::byte* destination = pending.destination + pending.bytes * at;
+    if (source != destination) std::memcpy(destination, source, pending.bytes);
+  }
+}
+
+void PeerCommunicator::fold(const Pending& pending) {
+  std::array<const void*, kMaxRanks> sources;
+  const size_t skip = pending.begin * dtype_bytes(pending.posted.tag.dtype);
+  for (size_t i = 0; i < pending.members.size(); ++i) {
+    sources[i] = pending.memory->peer(pending.members[i]) + pending.offset + skip;
+  }
+  kernels::fold_ranks(pending.sums.data(), {sources.data(), pending.members.size()},
+                      pending.posted.tag.dtype, static_cast<int64_t>(pending.sums.size()),
+                      pending.accumulate);
+}
+
+// ---- Small data through the staging memory ----
+
+int PeerCommunicator::staging_half(const Tag& what) {
+  const int half = static_cast<int>(staging_uses_++ % 2);
+  for (int peer = 0; peer < size_; ++peer) {
+    wait_for(control_.rank(peer).finished, staging_last_[half], peer, what);
+  }
+  staging_last_[half] = begun_ + 1;
+  return half;
+}
+
+void PeerCommunicator::exchange(const void* mine, size_t bytes, void* all, Tag tag) {
+  run_exchange(CollectiveKind::kExchange, mine, bytes, all, static_cast<int64_t>(bytes), tag);
+}
+
+void PeerCommunicator::run_exchange(CollectiveKind kind, const void* mine, size_t bytes, void* all,
+                                    int64_t tag_bytes, Tag tag) {
+  size_t at = 0;
+  do {
+    const size_t chunk = std::min(kStagingBytes, bytes - at);
+    Pending& pending = post(kind, DType::kU8, world_, at, 0, tag_bytes, tag);
+    pending.half = staging_half(tag);
+    if (chunk != 0)
+      std::memcpy(control_.staging(rank_, pending.half), static_cast<const std::byte*>(mine) + at,
+                  chunk);
+    pending.bytes = chunk;
+    pending.stride = bytes;
+    pending.destination = static_cast<std::byte*>(all) + at;
+    publish(pending);
+    finish({begun_});
+    at += chunk;
+  } while (at < bytes);
+}
+
+void PeerCommunicator::broadcast(void* data, size_t bytes, int root, Tag tag) {
+  check(root >= 0 && root < size_, cat("broadcast from rank ", root, " in a world of ", size_));
+  size_t at = 0;
+  do {
+    const size_t chunk = std::min(kStagingBytes, bytes - at);
+    Pending& pending = post(CollectiveKind::kBroadcast, DType::kU8, world_,
+                            static_cast<uint64_t>(root), 0, static_cast<int64_t>(bytes), tag);
+    pending.half = staging_half(tag);
+    pending.bytes = chunk;
+    pending.destination = static_cast<std::byte*>(data) + at;
+    if (rank_ == root && chunk != 0)
+      std::memcpy(control_.staging(root, pending.half), pending.destination, chunk);
+    publish(pending);
+    finish({begun_});
+    at += chunk;
+  } while (at < bytes);
+}
+
+void PeerCommunicator::barrier(Tag tag) {
+  publish(post(CollectiveKind::kBarrier, DType::kU8, world_, 0, 0, 0, tag));
+  finish({begun_});
+}
+
+// ---- Memory ----
+
+std::shared_ptr<SymmetricMemory> PeerCommunicator::allocate(size_t bytes, std::string_view label) {
+  throw_if_aborted();
+  auto block = std::make_shared<SharedBlock>(++allocations_, rank_, size_, bytes);
+  std::string error;
+  try {
+    create_part(*block, label);
+  } catch (const HostResourceError& e) {
+    error = e.what();
+  }
+  agree_on_memory(error, bytes, label);
+  try {
+    attach_parts(*block);
+  } catch (const HostResourceError& e) {
+    error = e.what();
+  }
+  agree_on_memory(error, bytes, label);
+  parts_attached(*block);
+  return block;
+}
+
+void PeerCommunicator::agree_on_memory(const std::string& error, size_t bytes,
+                                       std::string_view label) {
+  using Text = std::array<char, 200>;
+  Text mine{};
+  std::memcpy(mine.data(), error.data(), std::min(error.size(), mine.size() - 1));
+  std::vector<Text> all(size_);
+  run_exchange(CollectiveKind::kAllocate, mine.data(), mine.size(), all.data(),
+               static_cast<int64_t>(bytes), make_tag(label));
+  std::string failed;
+  for (int peer = 0; peer < size_; ++peer) {
+    if (all[peer][0] != '\0') failed += cat("\n  rank ", peer, ": ", all[peer].data());
+  }
+  if (failed.empty()) return;
+  throw HostResourceError(cat(
+      "[comm] no memory for '", label, "', ", bytes, " bytes on each of ", size_, " ranks:", failed,
+      "\n  Hint: the memory limit of the host or container is too small for this plan."));
+}
+
+// ---- Waiting ----
+
+/// What one wait has seen of its peer so far.
+struct PeerCommunicator::Watch {
+  int member;
+  const Tag& what;
+  double last_look;
+  double waited_s = 0;
+  double still_s = 0;
+  uint64_t heartbeat = 0;
+};
+
+void PeerCommunicator::wait_for(Signal& signal, uint64_t target, int member, const Tag& what) {
+  if (signal.get() >= target) return;
+  for (int i = 0; i < spins_; ++i) {
+    spin_pause();
+    if (signal.get() >= target) return;
+  }
+  sleep_until(signal, target, member, what);
+}
+
+void PeerCommunicator::sleep_until(Signal& signal, uint64_t target, int member, const Tag& what) {
+  struct Counted {
+    explicit Counted(Signal& signal) : signal(signal) {
+      signal.waiters.fetch_add(1, std::memory_order_seq_cst);
+    }
+    ~Counted() { signal.waiters.fetch_sub(1, std::memory_order_seq_cst); }
+    Signal& signal;
+  } counted(signal);
+  Watch watch{member, what, seconds_now()};
+  for (;;) {
+    const uint64_t seen = signal.value.load(std::memory_order_seq_cst);
+    if (seen >= target) return;
+    look_after(watch, signal, target);
+    signal.sleep(seen, kSliceMs);
+  }
+}
+
+void PeerCommunicator::look_after(Watch& watch, Signal& signal, uint64_t target) {
+  throw_if_aborted();
+  const RankControl& peer = control_.rank(watch.member);
+  if (peer.presence.load(std::memory_order_seq_cst) == Presence::kLeft && signal.get() < target) {
+    fail_waiting(watch.member, watch.what, "has left: its part of the program has ended");
+  }
+  const double now = seconds_now();
+  const double slice = now - watch.last_look;
+  if (slice < 0.5e-3 * kSliceMs && watch.waited_s > 0) return;
+  watch.last_look = now;
+  // A long slice means that this process itself was stopped, maybe together with the peer: that
+  // time does not count.
+  const double counted = std::clamp(slice, 1e-9, 2e-3 * kSliceMs);
+  watch.waited_s += counted;
+  if (const std::string why = why_lost(watch.member); !why.empty() && signal.get() < target) {
+    fail_waiting(watch.member, watch.what, why);
+  }
+  const uint64_t heartbeat = peer.heartbeat.load(std::memory_order_relaxed);
+  watch.still_s = heartbeat == watch.heartbeat ? watch.still_s + counted : 0;
+  watch.heartbeat = heartbeat;
+  if (peers_have_heartbeats() && watch.still_s > options_.peer_timeout_s) {
+    fail_waiting(watch.member, watch.what,
+                 cat("has shown no sign of life for ", options_.peer_timeout_s,
+                     " s (stopped, or the host is out of memory)"));
+  }
+  if (watch.waited_s > options_.timeout_s) {
+    fail_waiting(watch.member, watch.what, cat("did not come within ", options_.timeout_s, " s"));
+  }
+}
+
+void PeerCommunicator::fail_waiting(int member, const Tag& what, const std::string& why) {
+  const RankControl& peer = control_.rank(member);
+  std::string doing = control_.progress(member);
+  const uint64_t last = peer.begun.get();
+  if (last != 0)
+    doing += cat(doing.empty() ? "" : ", ", "its last collective was ",
+                 describe(peer.ring[last % kRing].tag));
+  fail(cat("[comm] rank ", member, " ", why, "; rank ", rank_, " waited for it in ", describe(what),
+           doing.empty() ? "" : cat(" (rank ", member, ": ", doing, ")")));
+}
+
+void PeerCommunicator::fail(const std::string& text) {
+  control_.abort(rank_, text);
+  throw CommError(text);
+}
+
+void PeerCommunicator::throw_if_aborted() const {
+  if (control_.aborted()) throw CommError(cat("[comm] ", control_.abort_text()));
+}
+
+void PeerCommunicator::abort(std::string_view reason) noexcept { control_.abort(rank_, reason); }
+
+void PeerCommunicator::report_progress(int64_t step, std::string_view phase) {
+  control_.set_progress(rank_, step, phase);
+}
+
+}  // namespace fsdp::comm

@@ -1,0 +1,67 @@
+#include "libfsdp/comm/thread_world.h"
+
+#include <map>
+#include <mutex>
+
+#include "libfsdp/comm/peer_communicator.h"
+
+namespace fsdp::comm {
+
+struct ThreadWorld::State {
+  State(int size, const CommOptions& options)
+      : options(options),
+        memory(Mapping::anonymous(ControlView::bytes(size))),
+        control(ControlView::create(memory->data(), size)) {}
+
+  CommOptions options;
+  std::shared_ptr<Mapping> memory;
+  ControlView control;
+  std::mutex mutex;
+  // Blocks of allocations that are under way: allocation number -> rank -> block.
+  std::map<uint32_t, std::map<int, std::shared_ptr<Mapping>>> parts;
+};
+
+class ThreadWorld::Rank final : public PeerCommunicator {
+ public:
+  Rank(std::shared_ptr<State> state, int rank)
+      : PeerCommunicator(state->memory, state->control, rank, state->options),
+        state_(std::move(state)) {}
+
+ private:
+  void create_part(SharedBlock& block, std::string_view) override {
+    block.parts[rank()] = Mapping::anonymous(block.bytes());
+    const std::lock_guard lock(state_->mutex);
+    state_->parts[block.id()][rank()] = block.parts[rank()];
+  }
+
+  void attach_parts(SharedBlock& block) override {
+    const std::lock_guard lock(state_->mutex);
+    for (const auto& [owner, part] : state_->parts[block.id()]) block.parts[owner] = part;
+  }
+
+  void parts_attached(SharedBlock& block) override {
+    const std::lock_guard lock(state_->mutex);
+    auto& parts = state_->parts[block.id()];
+    parts.erase(rank());
+    if (parts.empty()) state_->parts.erase(block.id());
+  }
+
+  std::string why_lost(int) override { return {}; }  // Threads of one process die together.
+
+  std::shared_ptr<State> state_;
+};
+
+ThreadWorld::ThreadWorld(int size, const CommOptions& options)
+    : state_(std::make_shared<State>(size, options)) {}
+ThreadWorld::~ThreadWorld() = default;
+
+int ThreadWorld::size() const { return state_->control.size(); }
+
+std::unique_ptr<Communicator> ThreadWorld::communicator(int rank) {
+  check(rank >= 0 && rank < size(), cat("rank ", rank, " of a world of ", size()));
+  return std::make_unique<Rank>(state_, rank);
+}
+
+std::unique_ptr<Communicator> make_single() { return ThreadWorld(1).communicator(0); }
+
+}  // namespace fsdp::comm
