@@ -1,0 +1,167 @@
+// The options of every sub-command of `finetune`. Names and defaults are those of Hugging Face's
+// Trainer where it has them. Each struct lists its fields once; `check` refuses what contradicts
+// itself, before any work.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "libfsdp/base/fields.h"
+
+namespace fsdp::trainer {
+
+enum class EvalStrategy { kNo, kSteps, kEpoch };
+constexpr std::array<std::pair<EvalStrategy, std::string_view>, 3> names_of(EvalStrategy) {
+  return {{{EvalStrategy::kNo, "no"},
+           {EvalStrategy::kSteps, "steps"},
+           {EvalStrategy::kEpoch, "epoch"}}};
+}
+
+/// How the ranks share the work; train, eval and generate have it.
+struct RankOptions {
+  int64_t nproc_per_node = 1;
+  std::string sharding_strategy = "FULL_SHARD";
+  bool deterministic = false;
+  bool bf16 = false;
+  std::filesystem::path config;
+
+  template <class V>
+  void fields(V& v);
+};
+
+/// How records become sequences; train, eval and show-data have it.
+struct SequenceOptions {
+  int64_t max_seq_length = 1024;
+  bool packing = false;
+  bool train_on_inputs = false;
+
+  template <class V>
+  void fields(V& v);
+};
+
+struct TrainOptions {
+  std::filesystem::path model_name_or_path;
+  std::filesystem::path train_file;
+  std::filesystem::path validation_file;
+  std::filesystem::path output_dir;
+  bool overwrite_output_dir = false;
+  std::string save_dtype;
+  SequenceOptions sequence;
+  bool shuffle = true;
+  int64_t per_device_train_batch_size = 8;
+  int64_t per_device_eval_batch_size = 8;
+  int64_t gradient_accumulation_steps = 1;
+  double num_train_epochs = 3;
+  int64_t max_steps = -1;
+  std::string optim = "adamw_torch";
+  double learning_rate = 5e-5;
+  double weight_decay = 0;
+  double adam_beta1 = 0.9;
+  double adam_beta2 = 0.999;
+  double adam_epsilon = 1e-8;
+  double max_grad_norm = 1.0;
+  std::string lr_scheduler_type = "linear";
+  double warmup_steps = 0;
+  double warmup_ratio = 0;
+  int64_t seed = 42;
+  int64_t logging_steps = 500;
+  EvalStrategy eval_strategy = EvalStrategy::kNo;
+  std::optional<int64_t> eval_steps;
+  std::optional<int64_t> max_eval_samples;
+  bool gradient_checkpointing = false;
+  RankOptions ranks;
+
+  template <class V>
+  void fields(V& v);
+  void check(const Origins& origins) const;
+
+  /// Steps of warm-up in a run of `total_steps` (warmup_steps below 1 and warmup_ratio are shares
+  /// of it, rounded up).
+  int64_t resolved_warmup_steps(int64_t total_steps) const;
+};
+
+struct EvalOptions {
+  std::filesystem::path model_name_or_path;
+  std::filesystem::path validation_file;
+  std::filesystem::path output_dir;
+  SequenceOptions sequence;
+  int64_t per_device_eval_batch_size = 8;
+  std::optional<int64_t> max_eval_samples;
+  RankOptions ranks;
+
+  template <class V>
+  void fields(V& v);
+  void check(const Origins& origins) const;
+};
+
+struct GenerateOptions {
+  std::filesystem::path model_name_or_path;
+  std::string prompt;
+  std::filesystem::path prompt_file;
+  std::string system;
+  bool raw = false;
+  int64_t max_new_tokens = 256;
+  double temperature = 0;
+  double top_p = 1;
+  int64_t top_k = 0;
+  std::vector<std::string> stop;
+  int64_t seed = 42;
+  bool json = false;
+  RankOptions ranks;
+
+  template <class V>
+  void fields(V& v);
+  void check(const Origins& origins) const;
+};
+
+struct ConvertOptions {
+  std::filesystem::path from;
+  std::filesystem::path to;
+  std::string dtype = "float32";
+
+  template <class V>
+  void fields(V& v);
+  void check(const Origins& origins) const;
+};
+
+struct NewModelOptions {
+  std::filesystem::path model_config;
+  std::filesystem::path tokenizer;
+  std::filesystem::path output_dir;
+  std::string dtype = "float32";
+  int64_t seed = 42;
+
+  template <class V>
+  void fields(V& v);
+  void check(const Origins& origins) const;
+};
+
+struct ShowDataOptions {
+  std::filesystem::path model_name_or_path;
+  std::filesystem::path train_file;
+  SequenceOptions sequence;
+  int64_t max_samples = 4;
+  bool json = false;
+  std::filesystem::path config;
+
+  template <class V>
+  void fields(V& v);
+  void check(const Origins& origins) const;
+};
+
+struct EnvOptions {
+  bool json = false;
+
+  template <class V>
+  void fields(V& v);
+  void check(const Origins&) const {}
+};
+
+}  // namespace fsdp::trainer
+
+#include "libfsdp/trainer/options_fields.h"

@@ -1,0 +1,185 @@
+// The field lists of options.h, one line an option.
+#pragma once
+
+#include "libfsdp/trainer/options.h"
+
+namespace fsdp::trainer {
+
+template <class V>
+void RankOptions::fields(V& v) {
+  v.group("Ranks and precision");
+  v("nproc_per_node", nproc_per_node, "Ranks that finetune starts on this machine.",
+    {.aliases = {"num_processes"}, .min = 1, .max = 1024});
+  v("sharding_strategy", sharding_strategy,
+    "What is sharded over the ranks: everything, all but the gathered weights, or nothing.",
+    {.aliases = {"fsdp_sharding_strategy"},
+     .choices = {"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD"}});
+  v("bf16", bf16, "bfloat16 weights and activations over an exact fp32 master; fp32 otherwise.");
+  v("deterministic", deterministic, "Results are bitwise equal at any number of ranks.");
+  v("config", config, "A yaml file with any of these options; the command line wins over it.");
+  v.refused({"fp16"}, "there is no loss scaler yet; use --bf16");
+}
+
+template <class V>
+void SequenceOptions::fields(V& v) {
+  v("max_seq_length", max_seq_length, "Tokens of a sequence; longer answers are cut on the right.",
+    {.aliases = {"max_length", "max_seq_len", "context_length"}, .min = 2, .max = 1 << 20});
+  v("packing", packing,
+    "Fill each sequence with several records; attention stays within a record.");
+  v("train_on_inputs", train_on_inputs, "Loss on the prompts too, not on the answers only.");
+}
+
+template <class V>
+void TrainOptions::fields(V& v) {
+  v.group("Model and data");
+  v("model_name_or_path", model_name_or_path,
+    "Folder of the model in Hugging Face format. Required.", {.aliases = {"model_name"}});
+  v("train_file", train_file, "Records to train on, one JSON object a line. Required.");
+  v("validation_file", validation_file, "Records to evaluate on.", {.aliases = {"eval_file"}});
+  v("output_dir", output_dir, "Folder for the trained model and its metrics. Required.");
+  v("overwrite_output_dir", overwrite_output_dir, "Allow an output_dir that is not empty.");
+  v("save_dtype", save_dtype, "Type of the saved weights; none = that of the source model.",
+    {.choices = {"float32", "bfloat16", "float16"}});
+  sequence.fields(v);
+  v("shuffle", shuffle, "A new order of the records every epoch, a function of seed and epoch.");
+
+  v.group("Batches and length");
+  v("per_device_train_batch_size", per_device_train_batch_size,
+    "Sequences of a micro-batch of one rank.",
+    {.aliases = {"batch_size_training"}, .min = 1, .max = 1 << 20});
+  v("per_device_eval_batch_size", per_device_eval_batch_size, "The same in evaluation.",
+    {.aliases = {"val_batch_size"}, .min = 1, .max = 1 << 20});
+  v("gradient_accumulation_steps", gradient_accumulation_steps,
+    "Micro-batches of a rank in one optimizer step.", {.min = 1, .max = 1 << 20});
+  v("num_train_epochs", num_train_epochs, "Passes over the data; may be a fraction.",
+    {.aliases = {"num_epochs"}, .min = 0, .max = 1e9, .above_min = true});
+  v("max_steps", max_steps, "Optimizer steps in all, instead of num_train_epochs; -1 = by epochs.",
+    {.min = -1, .max = 1e15});
+
+  v.group("Optimizer");
+  v("optim", optim, "AdamW, or plain SGD without momentum.",
+    {.aliases = {"optimizer"}, .choices = {"adamw_torch", "sgd"}});
+  v("learning_rate", learning_rate, "Highest learning rate.", {.aliases = {"lr"}, .min = 0});
+  v("weight_decay", weight_decay, "Decoupled decay; norms and biases have none.", {.min = 0});
+  v("adam_beta1", adam_beta1, "AdamW: decay of the mean of gradients.",
+    {.min = 0, .max = 0.9999999});
+  v("adam_beta2", adam_beta2, "AdamW: decay of the mean of squares.", {.min = 0, .max = 0.9999999});
+  v("adam_epsilon", adam_epsilon, "AdamW: added to the denominator.", {.min = 0});
+  v("max_grad_norm", max_grad_norm, "Largest global norm of the gradient; 0 = no clipping.",
+    {.min = 0});
+  v("lr_scheduler_type", lr_scheduler_type, "How the rate changes after the warm-up.",
+    {.choices = {"linear", "cosine", "constant", "constant_with_warmup"}});
+  v("warmup_steps", warmup_steps, "Steps of linear warm-up; below 1, a share of all steps.",
+    {.min = 0});
+  v("warmup_ratio", warmup_ratio, "Share of all steps that warm up.", {.min = 0, .max = 1});
+  v("seed", seed, "Orders the data.", {.min = 0});
+  v("gradient_checkpointing", gradient_checkpointing,
+    "Recompute activations in backward: less memory, slower.");
+
+  v.group("Logging and evaluation");
+  v("logging_steps", logging_steps, "A line every so many steps (metrics.jsonl has every step).",
+    {.min = 1});
+  v("eval_strategy", eval_strategy,
+    "When to evaluate; with `no` and a validation_file, once at the end.",
+    {.aliases = {"evaluation_strategy"}});
+  v("eval_steps", eval_steps,
+    "With eval_strategy=steps: every so many steps; none = logging_steps.", {.min = 1});
+  v("max_eval_samples", max_eval_samples, "Evaluate on the first so many records only.",
+    {.min = 1});
+
+  ranks.fields(v);
+
+  v.refused({"resume_from_checkpoint", "save_strategy", "save_steps", "save_total_limit"},
+            "the model is saved once, at the end of the run");
+  v.refused(
+      {"use_peft", "peft_method", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"},
+      "adapters are not available yet; all weights are trained");
+  v.refused({"push_to_hub", "hub_model_id", "hub_token"},
+            "nothing is uploaded; the model is in output_dir");
+  v.refused({"report_to"}, "metrics go to metrics.jsonl in output_dir");
+  v.refused({"fsdp", "fsdp_config"}, "every run is fully sharded; see sharding_strategy");
+  v.refused({"load_in_4bit", "load_in_8bit", "quantization"}, "weights are fp32 or bf16");
+}
+
+template <class V>
+void EvalOptions::fields(V& v) {
+  v.group("Model and data");
+  v("model_name_or_path", model_name_or_path,
+    "Folder of the model in Hugging Face format. Required.", {.aliases = {"model_name"}});
+  v("validation_file", validation_file, "Records to evaluate on, one JSON object a line. Required.",
+    {.aliases = {"eval_file"}});
+  v("output_dir", output_dir, "Folder for eval_results.json; none = print only.");
+  sequence.fields(v);
+  v("per_device_eval_batch_size", per_device_eval_batch_size,
+    "Sequences of a micro-batch of one rank.",
+    {.aliases = {"val_batch_size"}, .min = 1, .max = 1 << 20});
+  v("max_eval_samples", max_eval_samples, "Evaluate on the first so many records only.",
+    {.min = 1});
+  ranks.fields(v);
+}
+
+template <class V>
+void GenerateOptions::fields(V& v) {
+  v.group("Model and prompt");
+  v("model_name_or_path", model_name_or_path,
+    "Folder of the model in Hugging Face format. Required.", {.aliases = {"model_name"}});
+  v("prompt", prompt, "What to answer or to continue.");
+  v("prompt_file", prompt_file,
+    "Many prompts: records as in a train_file, whose answers are left out.");
+  v("system", system, "A system message in front of the prompt.");
+  v("raw", raw, "Continue the prompt as it is; otherwise the model's chat template is applied.");
+  v("json", json, "One JSON object a prompt instead of streamed text.");
+  v.group("Choice of tokens");
+  v("max_new_tokens", max_new_tokens, "Most tokens to write.", {.min = 1, .max = 1 << 20});
+  v("temperature", temperature, "0 = always the likeliest token.", {.min = 0, .max = 100});
+  v("top_p", top_p, "Choose among the likeliest tokens that have this much probability together.",
+    {.min = 0, .max = 1, .above_min = true});
+  v("top_k", top_k, "Choose among this many likeliest tokens; 0 = all.", {.min = 0});
+  v("stop", stop, "Texts that end the answer, beside the model's own end tokens.");
+  v("seed", seed, "Seed of the choice.", {.min = 0});
+  ranks.fields(v);
+}
+
+template <class V>
+void ConvertOptions::fields(V& v) {
+  v.group("Conversion");
+  v("from", from, "A GGUF file of a Llama-family model. Required.");
+  v("to", to, "Folder for the model in Hugging Face format; made, must be empty. Required.");
+  v("dtype", dtype, "Type of the written weights.",
+    {.choices = {"float32", "bfloat16", "float16"}});
+}
+
+template <class V>
+void NewModelOptions::fields(V& v) {
+  v.group("Random model");
+  v("model_config", model_config, "A config.json of a Llama-family model. Required.",
+    {.aliases = {"config_name"}});
+  v("tokenizer", tokenizer,
+    "Folder whose tokenizer files are copied; none = a model without tokenizer.",
+    {.aliases = {"tokenizer_name"}});
+  v("output_dir", output_dir, "Folder for the model; made, must be empty. Required.");
+  v("dtype", dtype, "Type of the written weights.",
+    {.choices = {"float32", "bfloat16", "float16"}});
+  v("seed", seed, "Seed of the random weights.", {.min = 0});
+}
+
+template <class V>
+void ShowDataOptions::fields(V& v) {
+  v.group("Data");
+  v("model_name_or_path", model_name_or_path, "Folder with the tokenizer. Required.",
+    {.aliases = {"model_name"}});
+  v("train_file", train_file, "Records, one JSON object a line. Required.",
+    {.aliases = {"validation_file"}});
+  sequence.fields(v);
+  v("max_samples", max_samples, "Show so many sequences; 0 = all.", {.min = 0});
+  v("json", json, "All sequences, one JSON object each: input_ids, labels, position_ids.");
+  v("config", config, "A yaml file with any of these options; the command line wins over it.");
+}
+
+template <class V>
+void EnvOptions::fields(V& v) {
+  v.group("Output");
+  v("json", json, "One JSON object instead of lines.");
+}
+
+}  // namespace fsdp::trainer
