@@ -1,0 +1,195 @@
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "libfsdp/base/error.h"
+#include "libfsdp/plan/race_contents_impl.h"
+
+namespace fsdp::plan::detail {
+namespace {
+
+constexpr int kRoot = 0;
+
+// What a slot, gradient slot or gradient shard holds, and which operation put it there.
+struct Contents {
+  int unit = -1;  // -1 = nothing.
+  int micro_batch = -1;
+  int step = -1;
+  int writer = 0;
+  bool reduced = false;  // Gradient slots: a reduction has read it.
+};
+
+class Follower {
+ public:
+  Follower(const Schedule& schedule, std::vector<Race>& races)
+      : schedule_(schedule), races_(races) {
+    for (const Op& op : schedule.ops) {
+      if (op.kind != OpKind::kOptimizer) continue;
+      for (const Access& access : op.accesses) {
+        if (access.write && access.buffer == BufferKind::kShard) updated_.insert(access.index);
+      }
+    }
+  }
+
+  void run_step(int step) {
+    step_ = step;
+    packet_done_ = false;
+    optimizer_done_ = false;
+    for (index_ = 0; index_ < static_cast<int>(schedule_.ops.size()); ++index_) visit();
+    if (!optimizer_done_) object({}, index_ - 1, "the step has no optimizer");
+  }
+
+ private:
+  const Op& op() const { return schedule_.ops[static_cast<size_t>(index_)]; }
+
+  void object(const Access& access, int first_op, std::string reason) {
+    for (const Race& race : races_) {
+      if (race.second_op == index_ && race.access == access) return;
+    }
+    races_.push_back({.first_op = first_op,
+                      .second_op = index_ < static_cast<int>(schedule_.ops.size()) ? index_ : 0,
+                      .next_step = first_op > index_,
+                      .access = access,
+                      .reason = std::move(reason)});
+  }
+
+  void visit() {
+    check_home();
+    for (const Access& access : op().accesses) {
+      switch (access.buffer) {
+        case BufferKind::kShard:
+          shard(access);
+          break;
+        case BufferKind::kSlot:
+          slot(access);
+          break;
+        case BufferKind::kGradientSlot:
+          gradient_slot(access);
+          break;
+        case BufferKind::kGradientShard:
+          gradient_shard(access);
+          break;
+      }
+    }
+    if (op().kind == OpKind::kPacket) packet();
+    if (op().kind == OpKind::kOptimizer) optimizer();
+  }
+
+  // An operation that names a slot must say that it uses it.
+  void check_home() {
+    const auto lists = [this](BufferKind buffer, int index) {
+      for (const Access& access : op().accesses) {
+        if (access.buffer == buffer && access.index == index) return true;
+      }
+      return false;
+    };
+    if (op().slot >= 0 && !lists(BufferKind::kSlot, op().slot)) {
+      object({BufferKind::kSlot, op().slot}, index_, "the slot is not among its accesses");
+    }
+    if (op().gradient_slot >= 0 && !lists(BufferKind::kGradientSlot, op().gradient_slot)) {
+      object({BufferKind::kGradientSlot, op().gradient_slot}, index_,
+             "the gradient slot is not among its accesses");
+    }
+  }
+
+  // Parameters of step t are those after t optimizers.
+  void shard(const Access& access) {
+    if (access.write) {
+      ++updates_[access.index];
+    } else if (updated_.count(access.index) != 0 && updates_[access.index] != step_) {
+      object(access, index_,
+             cat("reads parameters after ", updates_[access.index], " updates in step ", step_));
+    }
+  }
+
+  void slot(const Access& access) {
+    Contents& held = slots_[access.index];
+    if (access.write) {
+      held = {.unit = op().unit, .step = step_, .writer = index_};
+      return;
+    }
+    const int wanted = access.index == op().slot ? op().unit : kRoot;
+    if (held.unit != wanted || held.step != step_) {
+      object(access, held.writer,
+             cat("needs unit ", wanted, " of this step, the slot holds ",
+                 held.unit < 0
+                     ? std::string("nothing")
+                     : cat("unit ", held.unit, held.step == step_ ? "" : " of an earlier step")));
+    }
+  }
+
+  void gradient_slot(const Access& access) {
+    Contents& held = gradient_slots_[access.index];
+    const int unit = access.index == op().gradient_slot ? op().unit : kRoot;
+    const bool same =
+        held.unit == unit && held.micro_batch == op().micro_batch && held.step == step_;
+    if (access.write) {
+      if (held.unit >= 0 && !held.reduced && !same) {
+        object(access, held.writer,
+               cat("overwrites gradients of unit ", held.unit, " that nobody reduced"));
+      }
+      held = {unit, op().micro_batch, step_, index_, false};
+      return;
+    }
+    if (!same) {
+      object(access, held.writer,
+             cat("needs the gradients of unit ", unit, ", micro-batch ", op().micro_batch));
+    } else if (held.reduced) {
+      object(access, held.writer, "reduces the same gradients twice");
+    }
+    held.reduced = true;
+  }
+
+  void gradient_shard(const Access& access) {
+    Contents& held = gradient_shards_[access.index];
+    const bool this_step = held.step == step_;
+    if (op().kind != OpKind::kReduce) {
+      if (!this_step) object(access, held.writer, "no gradients of this step are there");
+      return;
+    }
+    if (!access.write) return;
+    if (op().accumulate != this_step) {
+      object(access, held.writer,
+             op().accumulate ? "adds to gradients of an earlier step"
+                             : "replaces gradients of this step");
+    }
+    held = {op().unit, op().micro_batch, step_, index_, false};
+  }
+
+  void packet() {
+    packet_done_ = true;
+    for (const auto& [index, held] : gradient_slots_) {
+      if (held.unit >= 0 && !held.reduced) {
+        object({BufferKind::kGradientSlot, index}, held.writer,
+               cat("the gradients of unit ", held.unit, " have not been reduced"));
+      }
+    }
+  }
+
+  void optimizer() {
+    if (!packet_done_) object({}, index_, "the optimizer comes before the packet");
+    optimizer_done_ = true;
+  }
+
+  const Schedule& schedule_;
+  std::vector<Race>& races_;
+  std::set<int> updated_;  // Units that the optimizer writes.
+  std::map<int, int> updates_;
+  std::map<int, Contents> slots_;
+  std::map<int, Contents> gradient_slots_;
+  std::map<int, Contents> gradient_shards_;
+  int step_ = 0;
+  int index_ = 0;
+  bool packet_done_ = false;
+  bool optimizer_done_ = false;
+};
+
+}  // namespace
+
+void check_contents(const Schedule& schedule, int steps, std::vector<Race>& races) {
+  Follower follower(schedule, races);
+  for (int step = 0; step < steps && races.empty(); ++step) follower.run_step(step);
+}
+
+}  // namespace fsdp::plan::detail
