@@ -1,0 +1,53 @@
+// The CUDA kernels behind the boundary of libfsdp_cuda.so, as a table of C functions. C++17, no
+// CUDA headers.
+//
+// Each is the twin of a CPU function with the same body (element_math.h) and gives the same bits.
+// All pointers are device memory unless said otherwise; `stream` is a cudaStream_t; the call
+// enqueues, allocates nothing and returns CUDA's error number.
+#pragma once
+
+#include <cstdint>
+
+#include "libfsdp/kernels/element_math.h"
+
+namespace fsdp::kernels {
+
+/// Raised whenever the table's layout changes.
+constexpr int32_t kCudaKernelTableVersion = 1;
+
+enum class FoldType : int32_t { kF32, kBf16, kF16 };
+
+struct CudaKernelTable {
+  int32_t version;
+  int (*split_master)(const float* master, uint16_t* high, uint16_t* remainder, int64_t n,
+                      void* stream);
+  int (*join_master)(const uint16_t* high, const uint16_t* remainder, float* master, int64_t n,
+                     void* stream);
+  /// As fold_ranks(); `sources` is a host array of `count` device pointers, read before the call
+  /// returns.
+  int (*fold_ranks)(float* destination, const void* const* sources, int count, FoldType type,
+                    int64_t n, int accumulate, void* stream);
+  /// As quantum_square_sums(), but *non_finite is added to.
+  int (*quantum_square_sums)(const float* values, int64_t n, double* sums, int64_t* non_finite,
+                             void* stream);
+  /// As add_square_sums() on kExactSumLimbs limbs, which may be zeroed memory or hold an earlier
+  /// sum.
+  int (*add_square_sums)(const float* values, int64_t n, int64_t* limbs, int64_t* non_finite,
+                         void* stream);
+  int (*adamw_f32)(float* master, const float* gradient, float* exp_avg, float* exp_avg_sq,
+                   int64_t n, const AdamWScalars* scalars, void* stream);
+  int (*adamw_split)(uint16_t* high, uint16_t* remainder, const float* gradient, float* exp_avg,
+                     float* exp_avg_sq, int64_t n, const AdamWScalars* scalars, void* stream);
+  int (*sgd_f32)(float* master, const float* gradient, float* buffer, int64_t n, int nesterov,
+                 const SgdScalars* scalars, void* stream);
+  int (*sgd_split)(uint16_t* high, uint16_t* remainder, const float* gradient, float* buffer,
+                   int64_t n, int nesterov, const SgdScalars* scalars, void* stream);
+};
+
+/// Name of the exported function of type `const CudaKernelTable* ()`.
+constexpr const char* kCudaKernelTableSymbol = "fsdp_cuda_kernel_table";
+
+/// The table of the loaded libfsdp_cuda.so. Throws ConfigError when it cannot be opened.
+const CudaKernelTable& cuda_kernels();
+
+}  // namespace fsdp::kernels
