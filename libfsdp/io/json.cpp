@@ -103,6 +103,8 @@ class JsonBuilder {
   std::string error_;
 };
 
+Json::Json(Object members) : value_(std::move(members)) {}
+
 Json Json::array(std::initializer_list<Json> values) {
   Json json;
   json.value_ = Array(values);
@@ -172,17 +174,17 @@ double Json::as_double() const {
   wrong_kind("a number");
 }
 
-const std::string& Json::as_string() const {
+const std::string& Json::as_string() const& {
   if (const std::string* value = std::get_if<std::string>(&value_)) return *value;
   wrong_kind("a string");
 }
 
-const Json::Object& Json::items() const {
+const Json::Object& Json::items() const& {
   if (const Object* value = std::get_if<Object>(&value_)) return *value;
   wrong_kind("an object");
 }
 
-const Json::Array& Json::elements() const {
+const Json::Array& Json::elements() const& {
   if (const Array* value = std::get_if<Array>(&value_)) return *value;
   wrong_kind("an array");
 }
@@ -198,7 +200,7 @@ const Json& Json::element(size_t i) const {
   return array[i];
 }
 
-const Json* Json::find(std::string_view key) const {
+const Json* Json::find(std::string_view key) const& {
   const Object* object = std::get_if<Object>(&value_);
   if (object == nullptr) return nullptr;
   for (const JsonMember& member : *object) {
@@ -207,14 +209,14 @@ const Json* Json::find(std::string_view key) const {
   return nullptr;
 }
 
-const Json& Json::operator[](std::string_view key) const {
+const Json& Json::operator[](std::string_view key) const& {
   items();  // Throws unless this is an object.
   const Json* value = find(key);
   if (value == nullptr) throw JsonError(cat("key ", json_quote(key), " is missing"));
   return *value;
 }
 
-Json& Json::operator[](std::string_view key) {
+Json& Json::operator[](std::string_view key) & {
   if (is_null()) value_.emplace<Object>();
   items();
   auto& object = std::get<Object>(value_);

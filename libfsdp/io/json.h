@@ -55,6 +55,10 @@ class Json {
   template <class T>
   Json(const std::vector<T>& values) : value_(Array(values.begin(), values.end())) {}  // NOLINT
 
+  /// An object of these members; their keys must differ. For large objects: `[]` looks through all
+  /// members.
+  Json(Object members);  // NOLINT
+
   /// Empty or filled containers: `Json::object({{"a", 1}, {"b", Json::array({1, 2})}})`.
   static Json array(std::initializer_list<Json> values = {});
   static Json object(std::initializer_list<std::pair<std::string, Json>> members = {});
@@ -85,7 +89,8 @@ class Json {
   bool as_bool() const;
   int64_t as_int() const;
   double as_double() const;
-  const std::string& as_string() const;
+  const std::string& as_string() const&;
+  std::string as_string() && { return as_string(); }
 
   /// as_*() chosen by type: bool, any signed or unsigned integer (range checked), float, double,
   /// std::string, Json, or a std::vector of these.
@@ -94,8 +99,10 @@ class Json {
 
   /// Members of an object in order, elements of an array in order; throws JsonError for any other
   /// kind.
-  const Object& items() const;
-  const Array& elements() const;
+  const Object& items() const&;
+  const Array& elements() const&;
+  const Object& items() && = delete;  // `for (... : f().items())` would walk over freed memory.
+  const Array& elements() && = delete;
 
   /// Members or elements; 0 for anything else.
   size_t size() const;
@@ -104,26 +111,33 @@ class Json {
   /// Element i; throws JsonError outside the array. (Templates, or the literal 0 would also be a
   /// null key.)
   template <std::integral I>
-  const Json& operator[](I i) const {
+  const Json& operator[](I i) const& {
     return element(static_cast<size_t>(i));
   }
   template <std::integral I>
-  Json& operator[](I i) {
+  Json& operator[](I i) & {
     return const_cast<Json&>(element(static_cast<size_t>(i)));
+  }
+  template <std::integral I>
+  Json operator[](I i) && {
+    return element(static_cast<size_t>(i));
   }
 
   /// Member of an object, nullptr when there is none or this is no object. Cost: linear in the
   /// members.
-  const Json* find(std::string_view key) const;
+  const Json* find(std::string_view key) const&;
+  const Json* find(std::string_view key) && = delete;
   bool contains(std::string_view key) const { return find(key) != nullptr; }
 
   /// Member `key`; throws JsonError when it is missing.
-  const Json& operator[](std::string_view key) const;
-  const Json& operator[](const char* key) const { return (*this)[std::string_view(key)]; }
+  const Json& operator[](std::string_view key) const&;
+  const Json& operator[](const char* key) const& { return (*this)[std::string_view(key)]; }
+  Json operator[](std::string_view key) && { return std::as_const(*this)[key]; }
+  Json operator[](const char* key) && { return std::as_const(*this)[std::string_view(key)]; }
 
   /// Member `key` for writing, added as null when missing; null becomes an object.
-  Json& operator[](std::string_view key);
-  Json& operator[](const char* key) { return (*this)[std::string_view(key)]; }
+  Json& operator[](std::string_view key) &;
+  Json& operator[](const char* key) & { return (*this)[std::string_view(key)]; }
 
   /// Member `key` as T; the message of a wrong type names the key.
   template <class T>
