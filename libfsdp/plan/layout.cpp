@@ -24,10 +24,12 @@ void append(Bucket& bucket, int index, const ParamSpec& param) {
   const int64_t begin = round_up(bucket.numel, kQuantumNumel);
   bucket.segments.push_back({.param = index, .begin = begin, .numel = param.numel()});
   bucket.numel = checked_add<ConfigError>(begin, param.numel(), param.name);
+  checked_add<ConfigError>(bucket.numel, kQuantumNumel, param.name);  // Room to round up.
 }
 
 void close(Bucket& bucket, int shard) {
-  const int64_t part = (bucket.numel + shard - 1) / shard;
+  const int64_t part = bucket.numel / shard + (bucket.numel % shard != 0 ? 1 : 0);
+  checked_add<ConfigError>(part, kShardQuantumNumel, "size of a bucket");
   bucket.shard_numel = round_up(part, kShardQuantumNumel);
   bucket.padded_numel = checked_mul<ConfigError>(bucket.shard_numel, shard, "size of a bucket");
 }
