@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "libfsdp/comm/communicator.h"
@@ -11,7 +12,7 @@
 namespace fsdp::comm {
 
 struct JoinOptions {
-  CommOptions comm = comm_options_from_environment();
+  std::optional<CommOptions> comm;  ///< Without: comm_options_from_environment().
   double rendezvous_timeout_s =
       60;  ///< How long to wait for the other ranks to start, without our launcher.
 };
@@ -37,6 +38,9 @@ struct RankPlace {
   int local_size = 1;
 };
 RankPlace place_from_environment();
+/// True in a process that some launcher started as one of several ranks (or ours as the only one):
+/// it must join, not launch.
+bool started_as_rank();
 
 struct RankOptions {
   JoinOptions join;

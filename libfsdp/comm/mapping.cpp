@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -16,6 +17,12 @@ namespace {
       cat("[comm] cannot ", what, " ", bytes, " bytes of memory: ", strerror(error)));
 }
 
+size_t host_memory() {
+  struct sysinfo info {};
+  if (sysinfo(&info) != 0) return SIZE_MAX;
+  return (info.totalram + info.totalswap) * static_cast<size_t>(info.mem_unit);
+}
+
 }  // namespace
 
 size_t whole_pages(size_t bytes) {
@@ -27,6 +34,7 @@ size_t whole_pages(size_t bytes) {
 
 std::shared_ptr<Mapping> Mapping::anonymous(size_t bytes) {
   bytes = whole_pages(bytes);
+  if (bytes > host_memory()) fail("map", bytes, ENOMEM);
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
   if (data == MAP_FAILED) fail("map", bytes, errno);
@@ -50,7 +58,7 @@ int make_memory_file(std::string_view label, size_t bytes) {
   // ftruncate refuses what exceeds the machine before a single page is taken; posix_fallocate then
   // takes the pages, so that running out of memory is an error here and not a SIGBUS in the middle
   // of training.
-  int error = bytes > static_cast<size_t>(INT64_MAX) ? EFBIG : 0;
+  int error = bytes > host_memory() ? ENOMEM : 0;
   if (error == 0 && ftruncate(fd, static_cast<off_t>(bytes)) != 0) error = errno;
   while (error == 0) {
     error = posix_fallocate(fd, 0, static_cast<off_t>(bytes));

@@ -87,7 +87,9 @@ PeerCommunicator::PeerCommunicator(std::shared_ptr<Mapping> keeper, ControlView 
         cat("rank ", rank_, " joins the same world twice"));
 }
 
-PeerCommunicator::~PeerCommunicator() {
+PeerCommunicator::~PeerCommunicator() { leave(); }
+
+void PeerCommunicator::leave() {
   RankControl& mine = control_.rank(rank_);
   mine.presence.store(Presence::kLeft, std::memory_order_seq_cst);
   mine.begun.wake();

@@ -72,6 +72,8 @@ class PeerCommunicator : public Communicator {
   virtual std::string why_lost(int rank) = 0;
   virtual bool peers_have_heartbeats() const { return false; }
 
+  /// Tells the peers that nothing will come from this rank any more. Idempotent.
+  void leave();
   /// Throws CommError for good reason, and tells all others.
   [[noreturn]] void fail(const std::string& text);
   /// Throws CommError if somebody has aborted.

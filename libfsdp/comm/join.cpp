@@ -1,0 +1,125 @@
+#include "libfsdp/comm/join.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+
+#include "libfsdp/base/error.h"
+#include "libfsdp/comm/rendezvous.h"
+#include "libfsdp/comm/shm_world.h"
+#include "libfsdp/comm/thread_world.h"
+
+namespace fsdp::comm {
+namespace {
+
+std::optional<int> integer_of(const char* name) {
+  const char* text = std::getenv(name);
+  if (text == nullptr || *text == '\0') return std::nullopt;
+  int value = 0;
+  const auto [end, error] = std::from_chars(text, text + std::strlen(text), value);
+  if (error != std::errc() || *end != '\0') {
+    throw ConfigError(
+        cat("[comm] environment variable ", name, "='", text, "': expected a whole number"));
+  }
+  return value;
+}
+
+/// The names by which one launcher tells its processes their places.
+struct Dialect {
+  const char* mark;  // Set by this launcher for its processes only.
+  const char* rank;
+  const char* size;
+  const char* local_rank;
+  const char* local_size;
+};
+
+// srun's names are also set in a batch script, which is no rank: only SLURM_STEP_ID tells a step's
+// process.
+constexpr Dialect kDialects[] = {
+    {"WORLD_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"},
+    {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
+     "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"},
+    {"PMI_SIZE", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"},
+    {"SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID",
+     "SLURM_STEP_TASKS_PER_NODE"},
+};
+
+RankPlace place_in(const Dialect& dialect) {
+  RankPlace place;
+  place.size = integer_of(dialect.size).value_or(1);
+  const std::optional<int> rank = integer_of(dialect.rank);
+  if (!rank && place.size > 1) {
+    throw ConfigError(
+        cat("[comm] ", dialect.size, "=", place.size, " but ", dialect.rank, " is not set"));
+  }
+  place.rank = rank.value_or(0);
+  place.local_rank = integer_of(dialect.local_rank).value_or(place.rank);
+  const char* local_size = std::getenv(dialect.local_size);
+  // SLURM writes "4(x2)" for two nodes, which is more than one host however it is read.
+  const bool several = local_size != nullptr && std::strpbrk(local_size, "(,") != nullptr;
+  place.local_size = several ? 0 : integer_of(dialect.local_size).value_or(place.size);
+  if (place.size < 1 || place.rank < 0 || place.rank >= place.size) {
+    throw ConfigError(cat("[comm] ", dialect.rank, "=", place.rank, " and ", dialect.size, "=",
+                          place.size, ": expected 0 <= rank < size"));
+  }
+  return place;
+}
+
+std::string text_of(const char* name) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? "" : text;
+}
+
+// What processes that were started together have in common, and others on this host have not.
+std::string meeting_point() {
+  std::string name;
+  for (const char* part :
+       {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT",
+        "PMIX_NAMESPACE", "SLURM_JOB_ID", "SLURM_STEP_ID"}) {
+    if (const std::string value = text_of(part); !value.empty())
+      name += cat(name.empty() ? "" : "-", value);
+  }
+  return name.empty() ? cat("parent-", getppid()) : name;
+}
+
+std::unique_ptr<Communicator> join_launched(int socket, const JoinOptions& options) {
+  unsetenv("FSDP_LAUNCH_FD");  // It is this process's place, not that of a program which it starts.
+  if (fcntl(socket, F_SETFD, FD_CLOEXEC) != 0) {
+    throw ConfigError(cat("[comm] FSDP_LAUNCH_FD=", socket,
+                          " is no open file. Hint: unset it to run a single process."));
+  }
+  RankParts parts = receive_parts(socket, options.rendezvous_timeout_s);
+  return join_shm(std::move(parts), options.comm.value_or(comm_options_from_environment()));
+}
+
+}  // namespace
+
+RankPlace place_from_environment() {
+  for (const Dialect& dialect : kDialects) {
+    if (!text_of(dialect.mark).empty()) return place_in(dialect);
+  }
+  return {};
+}
+
+bool started_as_rank() {
+  return !text_of("FSDP_LAUNCH_FD").empty() || place_from_environment().size > 1;
+}
+
+std::unique_ptr<Communicator> join(const JoinOptions& options) {
+  if (const std::optional<int> socket = integer_of("FSDP_LAUNCH_FD"))
+    return join_launched(*socket, options);
+  const RankPlace place = place_from_environment();
+  if (place.size == 1) return make_single();
+  if (place.local_size != place.size) {
+    throw ConfigError(cat("[comm] the environment asks for ", place.size, " ranks of which ",
+                          place.local_size, " are on this host; only one host is supported today"));
+  }
+  return rendezvous(place.rank, place.size, meeting_point(), options.rendezvous_timeout_s,
+                    options.comm.value_or(comm_options_from_environment()));
+}
+
+}  // namespace fsdp::comm

@@ -1,0 +1,31 @@
+// What every transport must do. Each case runs as every rank of a world; a rank that finds
+// something wrong throws.
+#pragma once
+
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "libfsdp/comm/communicator.h"
+#include "libfsdp/comm/options.h"
+
+namespace fsdp::comm {
+
+struct ConformanceCase {
+  std::string name;
+  void (*run)(Communicator&);
+  int smallest_world = 1;
+  CommOptions options = {};
+
+  friend void PrintTo(const ConformanceCase& one, std::ostream* out) { *out << one.name; }
+};
+
+/// Data arrives, in the right place and order.
+const std::vector<ConformanceCase>& data_cases();
+/// What goes wrong is an error on every rank.
+const std::vector<ConformanceCase>& failure_cases();
+
+/// Throws with `what` unless true.
+void expect(bool condition, const std::string& what);
+
+}  // namespace fsdp::comm
