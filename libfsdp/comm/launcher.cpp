@@ -184,10 +184,9 @@ class Launch {
   static std::string one_line(std::string_view text) {
     std::string line;
     for (const char c : text) {
-      if (c != '\n')
-        line += c == '\r' || c == '\t' ? ' ' : c;
-      else if (!line.empty() && line.back() != ' ')
-        line += ' ';
+      const bool space = c == '\n' || c == '\r' || c == '\t' || c == ' ';
+      if (!space) line += c;
+      if (space && !line.empty() && line.back() != ' ') line += ' ';
     }
     return line;
   }

@@ -69,6 +69,11 @@ ChildProgram::ChildProgram(std::vector<std::string> argv, std::vector<std::strin
 
 ChildProgram::ChildProgram(ChildProgram&&) noexcept = default;
 
+ChildProgram& ChildProgram::operator=(ChildProgram&& other) noexcept {
+  std::swap(state_, other.state_);
+  return *this;
+}
+
 ChildProgram::~ChildProgram() {
   if (!state_ || state_->status) return;
   kill(-state_->pid, SIGKILL);

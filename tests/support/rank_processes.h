@@ -20,6 +20,7 @@ class ChildProgram {
   ChildProgram(std::vector<std::string> argv, std::vector<std::string> environment,
                int socket = -1);
   ChildProgram(ChildProgram&&) noexcept;
+  ChildProgram& operator=(ChildProgram&& other) noexcept;
   ~ChildProgram();
 
   pid_t pid() const;
