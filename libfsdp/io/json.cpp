@@ -257,9 +257,14 @@ namespace {
 
 std::string double_text(double value) {
   if (!std::isfinite(value)) throw InternalError("JSON cannot hold NaN or infinity");
-  std::array<char, 32> buffer;
-  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr;
-  std::string text(buffer.data(), end);
+  // Plain digits where Python's repr uses them: 100000.0, but 1e-05 and 1e+16.
+  const double size = std::fabs(value);
+  const bool plain = size == 0 || (size >= 1e-4 && size < 1e16);
+  std::array<char, 40> buffer;
+  char* const last = buffer.data() + buffer.size();
+  const auto format = plain ? std::chars_format::fixed : std::chars_format::scientific;
+  const char* const end = std::to_chars(buffer.data(), last, value, format).ptr;
+  std::string text(static_cast<const char*>(buffer.data()), end);
   if (text.find_first_of(".e") == std::string::npos)
     text += ".0";  // Or it would be read as an integer.
   return text;

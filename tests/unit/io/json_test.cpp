@@ -41,6 +41,9 @@ TEST(JsonTest, KeepsTheSpellingOfNumbers) {
 TEST(JsonTest, DoublesReadBackToTheSameNumber) {
   EXPECT_EQ(Json(10000.0).dump(), "10000.0");
   EXPECT_EQ(Json(0.1).dump(), "0.1");
+  EXPECT_EQ(Json(1e5).dump(), "100000.0");
+  EXPECT_EQ(Json(1e-5).dump(), "1e-05");
+  EXPECT_EQ(Json(123456789012345.6).dump(), "123456789012345.6");
   EXPECT_EQ(Json(1e22).dump(), "1e+22");
   EXPECT_EQ(Json(-0.0).dump(), "-0.0");
   EXPECT_TRUE(rc::check([](uint64_t bits) {

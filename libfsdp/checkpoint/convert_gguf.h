@@ -1,0 +1,19 @@
+// From a GGUF file to a Hugging Face model directory.
+#pragma once
+
+#include <string>
+
+#include "libfsdp/base/dtype.h"
+#include "libfsdp/io/gguf_llama.h"
+
+namespace fsdp::checkpoint {
+
+/// Writes weights, config.json and generation_config.json of a Llama GGUF file into `out_directory`
+/// (made when missing), the configuration last. The tokenizer's files are the caller's business.
+///
+/// Memory: one part of a tensor at a time. Cost: one pass over the file.
+/// Throws: ModelError for the source, ConfigError or HostResourceError for the directory; then no
+/// weights appear.
+void convert_gguf(const io::GgufLlama& model, const std::string& out_directory, DType dtype);
+
+}  // namespace fsdp::checkpoint
