@@ -12,7 +12,8 @@ namespace fsdp::models {
 
 class KvCache;
 
-/// Tokens [begin, end) of the flat token axis that attend to each other, causally, and to nothing else.
+/// Tokens [begin, end) of the flat token axis that attend to each other, causally, and to nothing
+/// else.
 struct Span {
   int64_t begin = 0;
   int64_t end = 0;
@@ -34,8 +35,8 @@ struct DocumentSpan {
   int64_t end = 0;
 };
 
-/// What one micro-batch computes on: only the tokens that are in some document, laid end to end (N of them).
-/// Padding is left out here and costs nothing afterwards.
+/// What one micro-batch computes on: only the tokens that are in some document, laid end to end (N
+/// of them). Padding is left out here and costs nothing afterwards.
 struct CausalLmBatch {
   at::Tensor input_ids;     ///< int64 [N]
   at::Tensor position_ids;  ///< int64 [N]
@@ -48,12 +49,14 @@ struct CausalLmBatch {
   CausalLmBatch to(at::Device device) const;
 };
 
-/// Builds a batch from row-major [rows, length] arrays. `labels` are aligned with input_ids (the shift is done here);
-/// -100 means "not trained on". The last token of each document predicts nothing. `position_ids` may be empty:
-/// then positions count from 0 in each document. Tokens outside every document are padding.
+/// Builds a batch from row-major [rows, length] arrays. `labels` are aligned with input_ids (the
+/// shift is done here); -100 means "not trained on". The last token of each document predicts
+/// nothing. `position_ids` may be empty: then positions count from 0 in each document. Tokens
+/// outside every document are padding.
 ///
 /// Cost:   one pass over the arrays; CPU tensors.
-/// Throws: DataError when sizes disagree, when documents overlap or are not in order, or are out of range.
+/// Throws: DataError when sizes disagree, when documents overlap or are not in order, or are out of
+/// range.
 CausalLmBatch make_batch(int64_t rows, int64_t length, std::span<const int64_t> input_ids,
                          std::span<const int64_t> labels, std::span<const int64_t> position_ids,
                          std::span<const DocumentSpan> documents);

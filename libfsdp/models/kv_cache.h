@@ -12,7 +12,8 @@ namespace fsdp::models {
 
 /// One sequence. Keys are stored with rope applied.
 ///
-/// Memory: 2 * num_layers * num_kv_heads * capacity * head_dim elements: fp32 on the CPU, the model's dtype elsewhere.
+/// Memory: 2 * num_hidden_layers * num_kv_heads * capacity * head_dim elements: fp32 on the CPU,
+/// the model's dtype elsewhere.
 class KvCache {
  public:
   /// `options`: device and dtype of the model that will use it.
@@ -21,7 +22,8 @@ class KvCache {
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
 
-  /// Claims room for `count` more tokens and gives the first one's place. Throws ModelError when it is full.
+  /// Claims room for `count` more tokens and gives the first one's place. Throws ModelError when it
+  /// is full.
   int64_t append(int64_t count);
 
   /// Forgets all tokens from `length` on.

@@ -1,4 +1,5 @@
-// Small modules that LibTorch lacks or cannot build on the meta device. Two-dimensional inputs: [N, features].
+// Small modules that LibTorch lacks or cannot build on the meta device. Two-dimensional inputs: [N,
+// features].
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,7 +11,8 @@ namespace fsdp::models {
 /// y = x W^T + b. Unlike torch::nn::Linear it takes TensorOptions and does not initialise.
 class LinearImpl : public torch::nn::Module {
  public:
-  LinearImpl(int64_t in_features, int64_t out_features, bool with_bias, const at::TensorOptions& options);
+  LinearImpl(int64_t in_features, int64_t out_features, bool with_bias,
+             const at::TensorOptions& options);
   at::Tensor forward(const at::Tensor& input);
 
   at::Tensor weight;  ///< [out, in]
@@ -21,7 +23,8 @@ TORCH_MODULE(Linear);
 /// Rows of a table.
 class EmbeddingImpl : public torch::nn::Module {
  public:
-  /// `tied`: another operation also gives the weight a dense gradient in the same backward, so this one may be sparse.
+  /// `tied`: another operation also gives the weight a dense gradient in the same backward, so this
+  /// one may be sparse.
   EmbeddingImpl(int64_t rows, int64_t features, bool tied, const at::TensorOptions& options);
   at::Tensor forward(const at::Tensor& ids);
 

@@ -1,7 +1,7 @@
 // The Llama family as ordinary torch::nn modules, with the parameter names of Hugging Face's files.
 //
-// Legend of shapes: N tokens of the call (documents end to end, no padding), D hidden_size, H heads, G KV heads,
-// d head_dim, V vocabulary.
+// Legend of shapes: N tokens of the call (documents end to end, no padding), D hidden_size, H
+// heads, G KV heads, d head_dim, V vocabulary.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,6 +18,7 @@
 #include "libfsdp/models/kv_cache.h"
 #include "libfsdp/models/layers.h"
 #include "libfsdp/models/rope.h"
+#include "libfsdp/shard/unit.h"
 
 namespace fsdp::models {
 
@@ -59,11 +60,7 @@ class LlamaDecoderLayerImpl : public torch::nn::Module {
 };
 TORCH_MODULE(LlamaDecoderLayer);
 
-#if __has_include("libfsdp/shard/unit.h")
 using LlamaLayerUnit = Unit<LlamaDecoderLayer>;
-#else
-using LlamaLayerUnit = LlamaDecoderLayer;
-#endif
 
 /// Everything below the vocabulary projection ("model." in the files).
 class LlamaModelImpl : public torch::nn::Module {
@@ -83,8 +80,9 @@ class LlamaModelImpl : public torch::nn::Module {
 };
 TORCH_MODULE(LlamaModel);
 
-/// A causal language model of the family. All parameters are built with `options` (dtype, device; meta allocates
-/// nothing); values are undefined until a checkpoint or `random_init` fills them. No buffers.
+/// A causal language model of the family. All parameters are built with `options` (dtype, device;
+/// meta allocates nothing); values are undefined until a checkpoint or `random_init` fills them. No
+/// buffers.
 class LlamaForCausalLMImpl : public torch::nn::Module {
  public:
   explicit LlamaForCausalLMImpl(const LlamaConfig& config, const at::TensorOptions& options = {});
@@ -92,11 +90,13 @@ class LlamaForCausalLMImpl : public torch::nn::Module {
   /// Sum of the token losses over batch.loss_rows: fp32, 0-d. The logits are never stored whole.
   at::Tensor loss(const CausalLmBatch& batch);
 
-  /// input_ids int64 [B, T], every row one document (padding on the right is harmless) -> logits [B, T, V].
+  /// input_ids int64 [B, T], every row one document (padding on the right is harmless) -> logits
+  /// [B, T, V].
   at::Tensor logits(const at::Tensor& input_ids);
   at::Tensor forward(const at::Tensor& input_ids) { return logits(input_ids); }
 
-  /// Generation: appends int64 [n] tokens to the cache -> logits of the last of them, fp32 [V]. Without gradients.
+  /// Generation: appends int64 [n] tokens to the cache -> logits of the last of them, fp32 [V].
+  /// Without gradients.
   at::Tensor forward_cached(const at::Tensor& input_ids, const std::shared_ptr<KvCache>& cache);
 
   const LlamaConfig& config() const { return config_; }
@@ -106,6 +106,7 @@ class LlamaForCausalLMImpl : public torch::nn::Module {
 
  private:
   const at::Tensor& head_weight() const;
+  void check_input(const at::Tensor& input_ids, int64_t longest) const;
 
   LlamaConfig config_;
 };

@@ -1,7 +1,7 @@
 // From a configuration to a model.
 #pragma once
 
-#include <ATen/core/TensorOptions.h>
+#include <c10/core/TensorOptions.h>
 
 #include "libfsdp/models/llama.h"
 

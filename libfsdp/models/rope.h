@@ -13,8 +13,8 @@ namespace fsdp::models {
 /// Inverse frequencies, fp32 [head_dim / 2], computed as transformers does.
 at::Tensor rope_inverse_frequencies(const RopeConfig& config, int64_t head_dim);
 
-/// Cosines and sines of positions, computed when needed and kept (outside of a module's parameters and buffers).
-/// Not thread-safe: one per model.
+/// Cosines and sines of positions, computed when needed and kept (outside of a module's parameters
+/// and buffers). Not thread-safe: one per model.
 class RopeTable {
  public:
   RopeTable(const RopeConfig& config, int64_t head_dim) : config_(config), head_dim_(head_dim) {}

@@ -1,0 +1,143 @@
+#include "libfsdp/models/functions.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/_sparse_coo_tensor_unsafe.h>
+#include <ATen/ops/_unique2.h>
+#include <ATen/ops/embedding_dense_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "libfsdp/models/cpu_data.h"
+#include "libfsdp/models/cpu_loops.h"
+
+namespace fsdp::models {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kRowsPerTask = 64;  // fixed, so that sums do not depend on the number of threads
+constexpr int64_t kElementsPerTask = 1 << 15;
+
+class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight,
+                        double eps) {
+    const Tensor x = input.contiguous();
+    const int64_t width = weight.numel(), rows = x.numel() / width;
+    Tensor y = at::empty_like(x), rstd = at::empty({rows}, x.options().dtype(at::kFloat));
+    for_cpu_type(x, [&](auto tag) {
+      using T = decltype(tag);
+      at::parallel_for(0, rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+        rms_norm_rows(in<T>(x) + begin * width, in<T>(weight), out<T>(y) + begin * width,
+                      out<float>(rstd) + begin, end - begin, width, static_cast<float>(eps));
+      });
+    });
+    ctx->save_for_backward({x, weight, rstd});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &rstd = saved[2], dy = grads[0].contiguous();
+    const int64_t width = weight.numel(), rows = x.numel() / width;
+    const int64_t tasks = (rows + kRowsPerTask - 1) / kRowsPerTask;
+    Tensor dx = at::empty_like(x), partial = at::zeros({tasks, width}, rstd.options());
+    for_cpu_type(x, [&](auto tag) {
+      using T = decltype(tag);
+      at::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
+        for (int64_t task = first; task < last; ++task) {
+          const int64_t row = task * kRowsPerTask, at = row * width;
+          rms_norm_rows_backward(
+              in<T>(x) + at, in<T>(weight), in<float>(rstd) + row, in<T>(dy) + at, out<T>(dx) + at,
+              out<float>(partial) + task * width, std::min(kRowsPerTask, rows - row), width);
+        }
+      });
+    });
+    return {dx, partial.sum(0).to(weight.scalar_type()), Tensor()};
+  }
+};
+
+class SwigluFunction : public torch::autograd::Function<SwigluFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& gate_in, const Tensor& up_in) {
+    const Tensor gate = gate_in.contiguous(), up = up_in.contiguous();
+    Tensor y = at::empty_like(gate);
+    for_cpu_type(gate, [&](auto tag) {
+      using T = decltype(tag);
+      at::parallel_for(0, gate.numel(), kElementsPerTask, [&](int64_t begin, int64_t end) {
+        swiglu(in<T>(gate) + begin, in<T>(up) + begin, out<T>(y) + begin, end - begin);
+      });
+    });
+    ctx->save_for_backward({gate, up});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &gate = saved[0], &up = saved[1], dy = grads[0].contiguous();
+    Tensor dgate = at::empty_like(gate), dup = at::empty_like(up);
+    for_cpu_type(gate, [&](auto tag) {
+      using T = decltype(tag);
+      at::parallel_for(0, gate.numel(), kElementsPerTask, [&](int64_t begin, int64_t end) {
+        swiglu_backward(in<T>(gate) + begin, in<T>(up) + begin, in<T>(dy) + begin,
+                        out<T>(dgate) + begin, out<T>(dup) + begin, end - begin);
+      });
+    });
+    return {dgate, dup};
+  }
+};
+
+/// The gradient of `rows` rows of a table, equal ids summed in their order in fp32: sparse,
+/// coalesced.
+Tensor sparse_row_grad(const Tensor& ids, const Tensor& dy, int64_t rows) {
+  const auto [unique, place, counts] = at::_unique2(ids, /*sorted=*/true, /*return_inverse=*/true);
+  Tensor sums = at::zeros({unique.numel(), dy.size(1)}, dy.options().dtype(at::kFloat));
+  sums.index_add_(0, place, dy.to(at::kFloat));
+  return at::_sparse_coo_tensor_unsafe(unique.unsqueeze(0), sums.to(dy.scalar_type()),
+                                       {rows, dy.size(1)})
+      ._coalesced_(true);
+}
+
+class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& ids, bool tied) {
+    ctx->save_for_backward({weight, ids});
+    ctx->saved_data["tied"] = tied;
+    return weight.index_select(0, ids);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &weight = saved[0], &ids = saved[1];
+    const bool sparse = ctx->saved_data["tied"].toBool() || weight.grad().defined();
+    if (sparse) return {sparse_row_grad(ids, grads[0], weight.size(0)), Tensor(), Tensor()};
+    return {at::embedding_dense_backward(grads[0], ids, weight.size(0), -1, false), Tensor(),
+            Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+  if (on_fused_cpu(x)) return RmsNormFunction::apply(x, weight, eps);
+  const at::ScalarType wide = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const Tensor wide_x = x.to(wide);
+  return (wide_x * (wide_x.square().mean(-1, true) + eps).rsqrt()).to(x.scalar_type()) * weight;
+}
+
+Tensor swiglu(const Tensor& gate, const Tensor& up) {
+  if (on_fused_cpu(gate)) return SwigluFunction::apply(gate, up);
+  return at::silu(gate) * up;
+}
+
+Tensor embedding(const Tensor& weight, const Tensor& ids, bool tied) {
+  return EmbeddingFunction::apply(weight, ids, tied);
+}
+
+}  // namespace fsdp::models

@@ -1,0 +1,25 @@
+// Differentiable operations of a transformer block that are one pass over memory on the CPU and
+// keep little for backward. On other devices and dtypes: the same formulas in ATen operations.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+namespace fsdp::models {
+
+/// x / sqrt(mean(x^2) + eps) * weight over the last dim (width of `weight`). Keeps x and one fp32
+/// number a row.
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+/// silu(gate) * up. Keeps both.
+at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
+
+/// weight[ids]: ids int64 [N] -> [N, D].
+///
+/// Its gradient touches N rows, so it is a sparse tensor wherever autograd will add it to a dense
+/// one, which is in place: when the weight has a dense .grad already, or `tied` says that another
+/// operation gives one in this backward.
+at::Tensor embedding(const at::Tensor& weight, const at::Tensor& ids, bool tied);
+
+}  // namespace fsdp::models

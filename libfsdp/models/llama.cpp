@@ -1,0 +1,160 @@
+#include "libfsdp/models/llama.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/aminmax.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/linear.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "libfsdp/base/error.h"
+#include "libfsdp/models/attention.h"
+#include "libfsdp/models/functions.h"
+#include "libfsdp/models/loss.h"
+
+namespace fsdp::models {
+
+using at::Tensor;
+using Spans = std::shared_ptr<const AttentionSpans>;
+
+LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& c, int64_t layer,
+                                       const at::TensorOptions& options)
+    : layer_(layer),
+      num_heads_(c.num_attention_heads),
+      num_kv_heads_(c.num_key_value_heads),
+      head_dim_(c.head_dim) {
+  const int64_t q = num_heads_ * head_dim_, kv = num_kv_heads_ * head_dim_;
+  q_proj = register_module("q_proj", Linear(c.hidden_size, q, c.qkv_bias, options));
+  k_proj = register_module("k_proj", Linear(c.hidden_size, kv, c.qkv_bias, options));
+  v_proj = register_module("v_proj", Linear(c.hidden_size, kv, c.qkv_bias, options));
+  o_proj = register_module("o_proj", Linear(q, c.hidden_size, c.o_bias, options));
+  if (c.qk_norm) {
+    q_norm = register_module("q_norm", RmsNorm(head_dim_, c.rms_norm_eps, options));
+    k_norm = register_module("k_norm", RmsNorm(head_dim_, c.rms_norm_eps, options));
+  }
+}
+
+Tensor LlamaAttentionImpl::forward(const Tensor& hidden, const Tensor& cos, const Tensor& sin,
+                                   Spans spans) {
+  Tensor q = q_proj->forward(hidden), k = k_proj->forward(hidden);
+  const Tensor v = v_proj->forward(hidden);
+  if (q_norm) {
+    q = q_norm->forward(q.view({-1, head_dim_})).view_as(q);
+    k = k_norm->forward(k.view({-1, head_dim_})).view_as(k);
+  }
+  const AttentionShape shape{num_heads_, num_kv_heads_, head_dim_};
+  const Tensor attended = spans->cache
+                              ? cached_attention(q, k, v, cos, sin, *spans->cache, layer_,
+                                                 spans->cache->length() - hidden.size(0), shape)
+                              : causal_attention(q, k, v, cos, sin, *spans, shape);
+  return o_proj->forward(attended);
+}
+
+LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& c, const at::TensorOptions& options) {
+  gate_proj =
+      register_module("gate_proj", Linear(c.hidden_size, c.intermediate_size, c.mlp_bias, options));
+  up_proj =
+      register_module("up_proj", Linear(c.hidden_size, c.intermediate_size, c.mlp_bias, options));
+  down_proj =
+      register_module("down_proj", Linear(c.intermediate_size, c.hidden_size, c.mlp_bias, options));
+}
+
+Tensor LlamaMlpImpl::forward(const Tensor& hidden) {
+  return down_proj->forward(swiglu(gate_proj->forward(hidden), up_proj->forward(hidden)));
+}
+
+LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& c, int64_t layer,
+                                             const at::TensorOptions& options) {
+  self_attn = register_module("self_attn", LlamaAttention(c, layer, options));
+  mlp = register_module("mlp", LlamaMlp(c, options));
+  input_layernorm =
+      register_module("input_layernorm", RmsNorm(c.hidden_size, c.rms_norm_eps, options));
+  post_attention_layernorm =
+      register_module("post_attention_layernorm", RmsNorm(c.hidden_size, c.rms_norm_eps, options));
+}
+
+Tensor LlamaDecoderLayerImpl::forward(const Tensor& hidden, const Tensor& cos, const Tensor& sin,
+                                      Spans spans) {
+  const Tensor middle =
+      hidden + self_attn->forward(input_layernorm->forward(hidden), cos, sin, spans);
+  return middle + mlp->forward(post_attention_layernorm->forward(middle));
+}
+
+LlamaModelImpl::LlamaModelImpl(const LlamaConfig& c, const at::TensorOptions& options)
+    : rope_(c.rope, c.head_dim) {
+  embed_tokens = register_module(
+      "embed_tokens", Embedding(c.vocab_size, c.hidden_size, c.tie_word_embeddings, options));
+  auto list = register_module("layers", torch::nn::ModuleList());
+  for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
+    layers_.push_back(LlamaLayerUnit(c, i, options));
+    list->push_back(layers_.back().ptr());
+  }
+  norm = register_module("norm", RmsNorm(c.hidden_size, c.rms_norm_eps, options));
+}
+
+Tensor LlamaModelImpl::forward(const Tensor& input_ids, const Tensor& position_ids, Spans spans) {
+  const auto [cos, sin] = rope_.lookup(position_ids);
+  Tensor hidden = embed_tokens->forward(input_ids);
+  for (auto& layer : layers_) hidden = layer->forward(hidden, cos, sin, spans);
+  return norm->forward(hidden);
+}
+
+LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config,
+                                           const at::TensorOptions& options)
+    : config_(config) {
+  validate(config_);
+  model = register_module("model", LlamaModel(config_, options));
+  if (!config_.tie_word_embeddings) {
+    lm_head =
+        register_module("lm_head", Linear(config_.hidden_size, config_.vocab_size, false, options));
+  }
+}
+
+const Tensor& LlamaForCausalLMImpl::head_weight() const {
+  return lm_head ? lm_head->weight : model->embed_tokens->weight;
+}
+
+void LlamaForCausalLMImpl::check_input(const Tensor& input_ids, int64_t longest) const {
+  if (input_ids.numel() == 0) throw DataError("model: a batch without tokens");
+  config_.check_context(longest);
+  if (!input_ids.device().is_cpu()) return;
+  const auto [least, most] = at::aminmax(input_ids);
+  if (least.item<int64_t>() < 0 || most.item<int64_t>() >= config_.vocab_size) {
+    throw DataError(cat("model: token ids run from ", least.item<int64_t>(), " to ",
+                        most.item<int64_t>(), ", the vocabulary has ", config_.vocab_size,
+                        ". Hint: does the tokenizer belong to this model?"));
+  }
+}
+
+Tensor LlamaForCausalLMImpl::loss(const CausalLmBatch& batch) {
+  int64_t longest = 0;
+  for (const Span& span : batch.spans->spans) longest = std::max(longest, span.end - span.begin);
+  check_input(batch.input_ids, longest);
+  const Tensor hidden = model->forward(batch.input_ids, batch.position_ids, batch.spans);
+  return linear_cross_entropy(hidden, head_weight(), batch.loss_rows, batch.loss_targets);
+}
+
+Tensor LlamaForCausalLMImpl::logits(const Tensor& input_ids) {
+  check_input(input_ids, input_ids.size(1));
+  const CausalLmBatch batch = make_batch(input_ids, input_ids);
+  const Tensor hidden = model->forward(batch.input_ids, batch.position_ids, batch.spans);
+  return at::linear(hidden, head_weight()).view({input_ids.size(0), input_ids.size(1), -1});
+}
+
+Tensor LlamaForCausalLMImpl::forward_cached(const Tensor& input_ids,
+                                            const std::shared_ptr<KvCache>& cache) {
+  const at::NoGradGuard no_grad;
+  const int64_t count = input_ids.numel(), begin = cache->length();
+  check_input(input_ids, begin + count);
+  cache->append(count);
+  auto spans = std::make_shared<AttentionSpans>();
+  spans->spans.push_back({0, count});
+  spans->cache = cache;
+  const Tensor positions = at::arange(begin, begin + count, input_ids.options());
+  const Tensor hidden = model->forward(input_ids, positions, spans);
+  return at::linear(hidden.narrow(0, count - 1, 1), head_weight()).squeeze(0).to(at::kFloat);
+}
+
+}  // namespace fsdp::models

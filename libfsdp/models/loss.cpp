@@ -1,0 +1,198 @@
+#include "libfsdp/models/loss.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "libfsdp/base/error.h"
+#include "libfsdp/models/cpu_data.h"
+#include "libfsdp/models/cpu_loops.h"
+
+namespace fsdp::models {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kLogitsBytes = int64_t{64} << 20;
+constexpr int64_t kMinRows = 64;
+constexpr int64_t kVocabularyBlock =
+    6144;  // Products over a larger part of the vocabulary fall out of the cache.
+
+int64_t rows_per_block(int64_t vocabulary) {
+  const int64_t fitting = kLogitsBytes / (vocabulary * static_cast<int64_t>(sizeof(float)));
+  return std::max(kMinRows, fitting / kMinRows * kMinRows);
+}
+
+void check_targets(const Tensor& targets, int64_t vocabulary) {
+  if (!targets.device().is_cpu()) return;  // the device's own gather reports it
+  const int64_t* ids = in<int64_t>(targets);
+  for (int64_t i = 0; i < targets.numel(); ++i) {
+    if (ids[i] < 0 || ids[i] >= vocabulary) {
+      throw DataError(cat("loss: label ", ids[i], " is outside the vocabulary of ", vocabulary,
+                          " tokens. Hint: does the tokenizer belong to this model?"));
+    }
+  }
+}
+
+/// Losses of one block summed; logits [R, V] become their gradient if `gradient`.
+Tensor losses_on_cpu(Tensor& logits, const Tensor& targets, bool gradient) {
+  const int64_t rows = logits.size(0), vocabulary = logits.size(1);
+  std::vector<double> losses(static_cast<size_t>(rows));
+  for_cpu_type(logits, [&](auto tag) {
+    using T = decltype(tag);
+    at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        losses[static_cast<size_t>(row)] = token_loss(out<T>(logits) + row * vocabulary, vocabulary,
+                                                      in<int64_t>(targets)[row], gradient);
+      }
+    });
+  });
+  return at::scalar_tensor(std::accumulate(losses.begin(), losses.end(), 0.0), at::kDouble);
+}
+
+Tensor losses_composed(Tensor& logits, const Tensor& targets, bool gradient) {
+  const Tensor wide = logits.scalar_type() == at::kDouble ? logits : logits.to(at::kFloat);
+  const Tensor log_sum = at::logsumexp(wide, {1}), places = targets.unsqueeze(1);
+  const Tensor loss = (log_sum - wide.gather(1, places).squeeze(1)).sum(at::kDouble);
+  if (gradient) {
+    Tensor p = (wide - log_sum.unsqueeze(1)).exp_();
+    p.scatter_add_(1, places, at::scalar_tensor(-1.0, p.options()).expand_as(places));
+    logits.copy_(p);
+  }
+  return loss;
+}
+
+struct LossAndGrads {
+  Tensor loss;      // double, []
+  Tensor d_rows;    // [M, D]
+  Tensor d_weight;  // [V, D]
+};
+
+/// One block of rows: h [R, D]. The vocabulary is walked in blocks too, for the cache.
+class Block {
+ public:
+  Block(const Tensor& h, const Tensor& weight, bool first)
+      : h_(h), weight_(weight), first_(first) {}
+
+  void project(Tensor& logits) const {
+    walk([&](int64_t at, int64_t n) {
+      Tensor part = logits.narrow(1, at, n);
+      at::mm_out(part, h_, weight_.narrow(0, at, n).t());
+    });
+  }
+  void add_gradients(const Tensor& d_logits, Tensor d_rows, Tensor d_weight) const {
+    walk([&](int64_t at, int64_t n) {
+      const Tensor part = d_logits.narrow(1, at, n);
+      if (d_rows.defined()) accumulate(d_rows, part, weight_.narrow(0, at, n), at == 0);
+      if (d_weight.defined()) accumulate(d_weight.narrow(0, at, n), part.t(), h_, first_);
+    });
+  }
+
+ private:
+  template <class F>
+  void walk(F&& body) const {
+    const int64_t vocabulary = weight_.size(0);
+    for (int64_t at = 0; at < vocabulary; at += kVocabularyBlock)
+      body(at, std::min(kVocabularyBlock, vocabulary - at));
+  }
+  static void accumulate(Tensor to, const Tensor& a, const Tensor& b, bool fresh) {
+    if (fresh) {
+      at::mm_out(to, a, b);
+    } else {
+      at::addmm_out(to, to, a, b);
+    }
+  }
+
+  const Tensor &h_, &weight_;
+  bool first_;
+};
+
+LossAndGrads run_blocks(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
+                        bool need_hidden, bool need_weight) {
+  const int64_t count = hidden.size(0),
+                block_rows = std::min(count, rows_per_block(weight.size(0)));
+  const bool gradient = need_hidden || need_weight;
+  LossAndGrads result{at::scalar_tensor(0.0, hidden.options().dtype(at::kDouble)), {}, {}};
+  if (need_hidden) result.d_rows = at::empty_like(hidden);
+  if (need_weight) result.d_weight = count > 0 ? at::empty_like(weight) : at::zeros_like(weight);
+  Tensor buffer = at::empty({block_rows, weight.size(0)}, hidden.options());
+  for (int64_t row = 0; row < count; row += block_rows) {
+    const int64_t n = std::min(block_rows, count - row);
+    const Tensor h = hidden.narrow(0, row, n), labels = targets.narrow(0, row, n);
+    const Block block(h, weight, row == 0);
+    Tensor logits = buffer.narrow(0, 0, n);
+    block.project(logits);
+    result.loss += on_fused_cpu(logits) ? losses_on_cpu(logits, labels, gradient)
+                                        : losses_composed(logits, labels, gradient);
+    if (gradient)
+      block.add_gradients(logits, need_hidden ? result.d_rows.narrow(0, row, n) : Tensor(),
+                          result.d_weight);
+  }
+  return result;
+}
+
+class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
+                        const Tensor& rows, const Tensor& targets, bool with_gradients) {
+    const bool need_hidden = with_gradients && hidden.requires_grad(),
+               need_weight = with_gradients && weight.requires_grad();
+    LossAndGrads result =
+        run_blocks(hidden.index_select(0, rows), weight, targets, need_hidden, need_weight);
+    ctx->save_for_backward({rows});
+    // Not as saved variables: backward gives these tensors away, so that autograd can keep or add
+    // to them in place.
+    ctx->saved_data["d_rows"] = result.d_rows;
+    ctx->saved_data["d_weight"] = result.d_weight;
+    ctx->saved_data["tokens"] = hidden.size(0);
+    return result.loss.to(hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  }
+
+  static Tensor take(AutogradContext* ctx, const char* name) {
+    const auto found = ctx->saved_data.find(name);
+    check(found != ctx->saved_data.end(), "a loss can go backward only once");
+    Tensor result = found->second.toTensor();
+    ctx->saved_data.erase(found);
+    return result;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const Tensor rows = ctx->get_saved_variables()[0];
+    const Tensor d_rows = take(ctx, "d_rows"), d_weight = take(ctx, "d_weight");
+    // The usual case, the gradient of the loss itself, costs no pass over d(weight).
+    const bool unit = grads[0].device().is_cpu() && grads[0].item<double>() == 1.0;
+    const auto scaled = [&](const Tensor& t) {
+      return unit || !t.defined() ? t : t * grads[0].to(t.scalar_type());
+    };
+    Tensor d_hidden;
+    if (d_rows.defined()) {
+      d_hidden = at::zeros({ctx->saved_data["tokens"].toInt(), d_rows.size(1)}, d_rows.options());
+      d_hidden.index_copy_(0, rows, scaled(d_rows));
+    }
+    return {d_hidden, scaled(d_weight), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& rows,
+                            const Tensor& targets) {
+  check_targets(targets, weight.size(0));
+  return LinearCrossEntropy::apply(hidden, weight, rows, targets, at::GradMode::is_enabled());
+}
+
+}  // namespace fsdp::models
