@@ -12,8 +12,10 @@ namespace fsdp::comm {
 namespace {
 
 constexpr int kSliceMs = 100;  // The longest sleep between two looks at the peers' health.
-constexpr int kSpins =
-    40;  // About 1.5 us; longer spinning would take the core from who is waited for.
+// Before a wait sleeps. About what a sleep and its wake cost, so waiting costs at most twice what
+// is unavoidable. With more ranks than cores it would take the core from who is waited for, so
+// there it is 0.
+constexpr double kSpinSeconds = 10e-6;
 
 uint64_t group_key(const Group& group) {
   uint64_t mask = 0;
@@ -42,12 +44,18 @@ bool same(const Posted& a, const Posted& b) {
          a.memory == b.memory && a.tag == b.tag;
 }
 
+/// check() whose text is made only when it is needed: collectives do not touch the heap.
+template <class... Parts>
+void require(bool condition, const Parts&... text) {
+  if (!condition) [[unlikely]]
+    throw InternalError(cat("internal error: ", text...));
+}
+
 SharedBlock& block_of(const SymmetricSpan& span) {
   auto* block = dynamic_cast<SharedBlock*>(span.memory);
   check(block != nullptr, "a collective's source is not memory of this communicator");
-  check(span.offset <= block->bytes() && span.bytes <= block->bytes() - span.offset,
-        cat("source [", span.offset, ", +", span.bytes, ") of a block of ", block->bytes(),
-            " bytes"));
+  require(span.offset <= block->bytes() && span.bytes <= block->bytes() - span.offset, "source [",
+          span.offset, ", +", span.bytes, ") of a block of ", block->bytes(), " bytes");
   return *block;
 }
 
@@ -79,9 +87,10 @@ PeerCommunicator::PeerCommunicator(std::shared_ptr<Mapping> keeper, ControlView 
       rank_(rank),
       size_(control.size()),
       options_(options),
-      spins_(static_cast<unsigned>(size_) <= std::thread::hardware_concurrency() ? kSpins : 0),
+      spins_(static_cast<unsigned>(size_) <= std::thread::hardware_concurrency()),
       pending_(std::make_unique<std::array<Pending, kRing>>()) {
   for (int peer = 0; peer < size_; ++peer) world_.push_back(peer);
+  for (Pending& pending : *pending_) pending.members.reserve(size_);  // No heap in a collective.
   Presence absent = Presence::kAbsent;
   check(control_.rank(rank_).presence.compare_exchange_strong(absent, Presence::kJoined),
         cat("rank ", rank_, " joins the same world twice"));
@@ -146,9 +155,9 @@ Ticket PeerCommunicator::begin_fold(const Group& group, SymmetricSpan source, DT
                                     Tag tag) {
   SharedBlock& block = block_of(source);
   const auto source_numel = static_cast<int64_t>(source.bytes / dtype_bytes(dtype));
-  check(begin >= 0 && begin <= source_numel &&
-            static_cast<int64_t>(destination.size()) <= source_numel - begin,
-        cat("fold of elements [", begin, ", +", destination.size(), ") of ", source_numel));
+  require(begin >= 0 && begin <= source_numel &&
+              static_cast<int64_t>(destination.size()) <= source_numel - begin,
+          "fold of elements [", begin, ", +", destination.size(), ") of ", source_numel);
   Pending& pending = post(CollectiveKind::kFold, dtype, group, source.offset, block.id(),
                           static_cast<int64_t>(source.bytes), tag);
   pending.memory = block.shared_from_this();
@@ -293,7 +302,7 @@ void PeerCommunicator::run_exchange(CollectiveKind kind, const void* mine, size_
 }
 
 void PeerCommunicator::broadcast(void* data, size_t bytes, int root, Tag tag) {
-  check(root >= 0 && root < size_, cat("broadcast from rank ", root, " in a world of ", size_));
+  require(root >= 0 && root < size_, "broadcast from rank ", root, " in a world of ", size_);
   size_t at = 0;
   do {
     const size_t chunk = std::min(kStagingBytes, bytes - at);
@@ -369,8 +378,9 @@ struct PeerCommunicator::Watch {
 
 void PeerCommunicator::wait_for(Signal& signal, uint64_t target, int member, const Tag& what) {
   if (signal.get() >= target) return;
-  for (int i = 0; i < spins_; ++i) {
-    spin_pause();
+  for (const double end = spins_ ? seconds_now() + kSpinSeconds : 0;
+       spins_ && seconds_now() < end;) {
+    for (int i = 0; i < 8; ++i) spin_pause();
     if (signal.get() >= target) return;
   }
   sleep_until(signal, target, member, what);

@@ -110,7 +110,7 @@ class PeerCommunicator : public Communicator {
   int rank_;
   int size_;
   CommOptions options_;
-  int spins_;
+  bool spins_;
   uint64_t begun_ = 0;
   uint64_t finished_ = 0;
   uint32_t allocations_ = 0;

@@ -94,9 +94,12 @@ Message receive_message(int socket, double timeout_s) {
   header.msg_control = space.bytes;
   header.msg_controllen = sizeof(space.bytes);
   ssize_t got;
+  int resets = 0;
   do {
     got = recvmsg(socket, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-  } while (got < 0 && errno == EINTR);
+    // A peer that ends without reading all it was sent is a reset, said once, before the messages
+    // it has sent itself.
+  } while (got < 0 && (errno == EINTR || (errno == ECONNRESET && resets++ == 0)));
   if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return {};
   if (got < 0 && errno != ECONNRESET) fail("cannot receive from a rank");
   message.bytes.resize(got < 0 ? 0 : static_cast<size_t>(got));

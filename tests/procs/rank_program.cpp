@@ -43,6 +43,7 @@ void say(const std::string& text) {
 
 /// Trains for a long time: a barrier every few milliseconds.
 int work(Communicator& c) {
+  c.barrier(make_tag("ready"));
   if (c.rank() == 0) say("working");
   for (int step = 0; step < 2000; ++step) {
     c.report_progress(step, "backward");

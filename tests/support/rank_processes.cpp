@@ -62,6 +62,7 @@ ChildProgram::ChildProgram(std::vector<std::string> argv, std::vector<std::strin
     : state_(std::make_unique<State>()) {
   std::fflush(nullptr);
   state_->log = comm::FileDescriptor(memfd_create("test log", MFD_CLOEXEC));
+  fcntl(state_->log.get(), F_SETFL, O_APPEND);  // Several processes write to it.
   const OutputInto redirected(state_->log.get());
   state_->pid =
       comm::start_child({std::move(argv), with_own_environment(std::move(environment)), socket});

@@ -1,0 +1,112 @@
+// Bus bandwidth and latency of gather and fold between two ranks: threads, and processes of one
+// host.
+//
+// Bus bandwidth counts what one rank must receive from its peers: gather (n - 1) * bytes, fold (n -
+// 1) / n * bytes, per second of the slowest rank. A fold takes bf16 sources and gives each rank
+// half of the sums.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "libfsdp/comm/join.h"
+#include "libfsdp/comm/launcher.h"
+#include "libfsdp/comm/thread_world.h"
+
+namespace {
+
+using namespace fsdp::comm;
+
+constexpr size_t kLargest = 64 << 20;
+
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+struct Buffers {
+  explicit Buffers(Communicator& c)
+      : source(c.allocate(kLargest, "source")), sums(kLargest / 4), all(kLargest * c.size()) {
+    std::memset(source->local(), 0, kLargest);
+  }
+  std::shared_ptr<SymmetricMemory> source;
+  std::vector<float> sums;
+  std::vector<std::byte> all;
+};
+
+void gather_once(Communicator& c, Buffers& b, size_t bytes) {
+  c.wait_released(
+      c.begin_gather(c.world(), {b.source.get(), 0, bytes}, b.all.data(), make_tag("gather")));
+}
+
+void fold_once(Communicator& c, Buffers& b, size_t bytes) {
+  const size_t part = bytes / 2 / c.size();
+  c.wait_released(c.begin_fold(c.world(), {b.source.get(), 0, bytes}, fsdp::DType::kBF16,
+                               static_cast<int64_t>(part) * c.rank(), {b.sums.data(), part}, true,
+                               make_tag("fold")));
+}
+
+/// Median over rounds of the seconds of one operation.
+template <class Operation>
+double measure(Communicator& c, Operation operation, size_t bytes) {
+  const int repeats = static_cast<int>(std::clamp<size_t>((32 << 20) / bytes, 1, 500));
+  std::vector<double> rounds;
+  for (int round = 0; round < 12; ++round) {
+    c.barrier(make_tag("round"));
+    const double start = seconds_now();
+    for (int i = 0; i < repeats; ++i) operation(bytes);
+    const double mine = (seconds_now() - start) / repeats;
+    if (round > 1)
+      rounds.push_back(
+          static_cast<double>(c.maximum(static_cast<int64_t>(mine * 1e12), "slowest")) * 1e-12);
+  }
+  std::nth_element(rounds.begin(), rounds.begin() + rounds.size() / 2, rounds.end());
+  return rounds[rounds.size() / 2];
+}
+
+int run(Communicator& c, const char* transport) {
+  Buffers buffers(c);
+  const double peers = c.size() - 1;
+  if (c.rank() == 0)
+    std::printf("%s, %d ranks\n%12s %14s %14s %14s %14s\n", transport, c.size(), "bytes",
+                "gather us", "gather GB/s", "fold us", "fold GB/s");
+  for (size_t bytes = 1024; bytes <= kLargest; bytes *= 4) {
+    const double gather = measure(
+        c, [&](size_t n) { gather_once(c, buffers, n); }, bytes);
+    const double fold = measure(
+        c, [&](size_t n) { fold_once(c, buffers, n); }, bytes);
+    if (c.rank() == 0) {
+      std::printf("%12zu %14.1f %14.2f %14.1f %14.2f\n", bytes, gather * 1e6,
+                  peers * bytes / gather * 1e-9, fold * 1e6,
+                  peers / c.size() * bytes / fold * 1e-9);
+    }
+  }
+  const double barrier = measure(
+      c, [&](size_t) { c.barrier(make_tag("barrier")); }, 1024);
+  if (c.rank() == 0) std::printf("%12s %14.1f us\n\n", "barrier", barrier * 1e6);
+  std::fflush(stdout);
+  return 0;
+}
+
+void run_threads(int size) {
+  ThreadWorld world(size);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    threads.emplace_back([&, rank] { run(*world.communicator(rank), "threads"); });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (started_as_rank()) {
+    return run_rank([](Communicator& c) { return run(c, "shm"); }, {.name = "comm_bench"});
+  }
+  const int size = argc > 1 ? std::stoi(argv[1]) : 2;
+  run_threads(size);
+  return launch_local(size, {argv[0]}, {.name = "comm_bench"});
+}
