@@ -4,12 +4,14 @@
 // Data moves between *symmetric memory*: blocks that every rank allocates together, with the same
 // size, so that an offset means the same thing on each rank and a peer can read it without a copy
 // in between. A collective has three moments, and the caller chooses when each happens:
-//   begin     this rank's source may be read by its peers from now on (never blocks);
+//   begin     this rank's source may be read by its peers from now on (does not wait);
 //   finish    this rank's destination is complete (waits until all members have begun);
 //   released  every member has read this rank's source: it may be overwritten.
-// Note [One order] Every rank begins the same collectives in the same order. Each carries a Tag;
-// tags are compared when a collective finishes, before its data is used, and a difference is a
-// CommError that names both sides.
+// Data moves in the receiver's finish, pulled from the peers' memory by the calling thread.
+// Note [One order] Every rank begins the same collectives in the same order; where groups are used,
+// each rank takes part in some group at that place of the program. Each carries a Tag; tags are
+// compared when a collective finishes, before its data is used, and a difference is a CommError
+// that names both sides.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +50,8 @@ class SymmetricMemory {
  public:
   virtual ~SymmetricMemory() = default;
   virtual size_t bytes() const = 0;
-  /// This rank's block, 4096-byte aligned, zero at first.
+  /// This rank's block, 4096-byte aligned, zero at first. All pages are present: the first touch
+  /// costs nothing extra.
   virtual std::byte* local() = 0;
   /// The block of `rank` as this rank may read it, between a collective's begin and finish only.
   virtual const std::byte* peer(int rank) const = 0;
@@ -71,6 +74,9 @@ struct Ticket {
 };
 
 /// One rank's end of a world. Used by one thread at a time.
+///
+/// Up to 64 collectives may be under way; the 65th begin first finishes the oldest and waits for
+/// its release. Collectives do not touch the heap.
 ///
 /// Every wait ends in CommError when a member dies, aborts, or stays away longer than the time-out;
 /// the text names the missing rank, the collective that is waited for and what the others are
