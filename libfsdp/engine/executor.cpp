@@ -170,21 +170,29 @@ void Executor::compile_behind_first_forward() {
 }
 
 void Executor::reach(plan::OpKind kind, int unit) {
-  for (advance();; ++cursor_, advance()) {
+  const auto is_target = [&](const plan::Op& op) {
+    return op.kind == kind && op.unit == unit && op.micro_batch == micro_batch_;
+  };
+  const auto ahead = std::find_if(schedule_->ops.begin() + static_cast<std::ptrdiff_t>(cursor_),
+                                  schedule_->ops.end(), is_target);
+  for (advance(); !is_target(schedule_->ops[cursor_]); ++cursor_, advance()) {
     const plan::Op& op = schedule_->ops[cursor_];
-    if (op.kind == kind && op.unit == unit && op.micro_batch == micro_batch_) return;
     const bool may_skip = op.kind == kind && op.unit != 0 && op.micro_batch == micro_batch_;
-    if (!may_skip) {
-      const std::string& name = layout().units[at(unit)].name;
-      throw ConfigError(cat(
-          where(), ": the ", plan::op_name(kind), " of unit '", name,
-          "' comes at a point where the schedule has ", plan::op_name(op.kind),
-          op.unit >= 0 ? cat(" of '", layout().units[at(op.unit)].name, "'") : std::string(),
-          ". Hint: every micro-batch must call the units in the order of the first one, each once, "
-          "and the model once."));
-    }
+    if (ahead == schedule_->ops.end() || !may_skip) throw_out_of_order(kind, unit, op);
     if (kind == plan::OpKind::kBackward) skip_backward(op);
   }
+}
+
+void Executor::throw_out_of_order(plan::OpKind kind, int unit, const plan::Op& expected) const {
+  const auto name = [this](int u) {
+    return u == 0 ? "the root" : cat("unit '", layout().units[at(u)].name, "'");
+  };
+  throw ConfigError(
+      cat(where(), ": the ", plan::op_name(kind), " of ", name(unit),
+          " comes where the schedule has the ", plan::op_name(expected.kind),
+          expected.unit >= 0 ? cat(" of ", name(expected.unit)) : "",
+          ". Hint: every micro-batch calls the model once, and its units in the order of the first "
+          "micro-batch, each at most once."));
 }
 
 void Executor::begin_step(int64_t micro_batches) {

@@ -126,6 +126,7 @@ class Executor {
   /// Brings the cursor to the given compute operation of this micro-batch, skipping units that the
   /// model left out.
   void reach(plan::OpKind kind, int unit);
+  [[noreturn]] void throw_out_of_order(plan::OpKind kind, int unit, const plan::Op& expected) const;
   void skip_backward(const plan::Op& op);
   void leave_backward();
   void zero_missing_gradients(int unit, int gradient_slot);

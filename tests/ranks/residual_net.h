@@ -45,7 +45,7 @@ struct ResidualNetImpl : torch::nn::Module {
     return head(x);
   }
   at::Tensor loss(const at::Tensor& ids, const at::Tensor& targets) {
-    return at::cross_entropy_loss(forward(ids), targets, {}, at::Reduction::Sum);
+    return at::cross_entropy_loss(forward(ids).to(at::kFloat), targets, {}, at::Reduction::Sum);
   }
   torch::nn::Embedding embed;
   std::vector<Unit<ResidualBlock>> blocks;

@@ -1,0 +1,33 @@
+// State of a sharded module, in and out of Hugging Face weight files: every rank reads and writes
+// its own bytes.
+#pragma once
+
+#include <filesystem>
+#include <span>
+#include <string>
+
+#include "libfsdp/base/dtype.h"
+#include "libfsdp/io/hf_weights.h"
+#include "libfsdp/shard/sharded_core.h"
+
+namespace fsdp {
+
+/// Fills the shards from `weights`. Each rank reads only the byte ranges that it owns; nothing is
+/// sent.
+///
+/// Not collective, but all ranks must do it before the first step. `tied_aliases`: further names
+/// under which the files may hold a tied parameter. Memory: two buffers of 8 MiB. Throws ModelError
+/// that lists missing, unexpected and misshapen tensors.
+void load_weights(ShardedCore& core, const io::HfWeights& weights,
+                  std::span<const std::string> tied_aliases = {});
+
+/// Writes all parameters into `directory` as the final model.safetensors (or numbered files and
+/// their index).
+///
+/// Collective. No gather: all ranks write their ranges of the same files, which take their names
+/// when all are complete. Memory: a buffer of 4 MiB. Throws HostResourceError (full disk) or
+/// CommError; then no file has changed.
+void save_weights(ShardedCore& core, const std::filesystem::path& directory, DType dtype,
+                  int64_t max_file_bytes = io::kDefaultMaxShardBytes);
+
+}  // namespace fsdp
