@@ -14,15 +14,9 @@
 #include <vector>
 
 #include "libfsdp/text/jinja_value.h"
+#include "libfsdp/text/tokenizer_regex.h"
 
 namespace fsdp::text {
-
-/// Bytes [begin, end) of a text.
-struct Span {
-  size_t begin = 0;
-  size_t end = 0;
-  bool operator==(const Span&) const = default;
-};
 
 namespace jinja {
 
@@ -36,7 +30,7 @@ struct RenderOptions {
 
 struct RenderResult {
   std::string text;
-  std::vector<Span> generations;  ///< what stood in {% generation %} blocks
+  std::vector<ByteSpan> generations;  ///< what stood in {% generation %} blocks
   bool generations_exact =
       true;  ///< false when such a block was in a macro or the like and could not be located
 };

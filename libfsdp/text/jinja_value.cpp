@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
+#include "libfsdp/io/json.h"
 #include "libfsdp/text/jinja_unicode.h"
 
 namespace fsdp::text::jinja {
@@ -12,42 +12,6 @@ namespace {
 
 constexpr int kMaxNesting = 200;  // recursion over a value never goes deeper than this
 constexpr int64_t kMaxNodes = 10'000'000;
-
-using Json = nlohmann::ordered_json;
-
-Value from_node(const Json& node, int depth) {
-  if (depth > kMaxNesting) throw TemplateError("JSON is nested too deeply");
-  switch (node.type()) {
-    case Json::value_t::null:
-      return Value::none();
-    case Json::value_t::boolean:
-      return node.get<bool>();
-    case Json::value_t::number_integer:
-      return node.get<int64_t>();
-    case Json::value_t::number_unsigned: {
-      const auto number = node.get<uint64_t>();
-      if (number > static_cast<uint64_t>(INT64_MAX)) return static_cast<double>(number);
-      return static_cast<int64_t>(number);
-    }
-    case Json::value_t::number_float:
-      return node.get<double>();
-    case Json::value_t::string:
-      return node.get_ref<const std::string&>();
-    case Json::value_t::array: {
-      Value::List items;
-      for (const auto& item : node) items.push_back(from_node(item, depth + 1));
-      return Value::sequence(std::move(items));
-    }
-    case Json::value_t::object: {
-      Value::Dict pairs;
-      for (const auto& [key, item] : node.items())
-        pairs.emplace_back(key, from_node(item, depth + 1));
-      return Value::mapping(std::move(pairs));
-    }
-    default:
-      throw TemplateError("JSON holds something that is not JSON");
-  }
-}
 
 }  // namespace
 
@@ -110,11 +74,37 @@ Value Value::mapping(Dict pairs) {
   return value;
 }
 
+Value Value::from_json(const io::Json& json) {
+  switch (json.kind()) {
+    case io::Json::Kind::kNull:
+      return none();
+    case io::Json::Kind::kBool:
+      return json.as_bool();
+    case io::Json::Kind::kInt:
+      return json.as_int();
+    case io::Json::Kind::kDouble:
+      return json.as_double();
+    case io::Json::Kind::kString:
+      return json.as_string();
+    case io::Json::Kind::kArray: {
+      List items;
+      for (const auto& item : json.elements()) items.push_back(from_json(item));
+      return sequence(std::move(items));
+    }
+    case io::Json::Kind::kObject: {
+      Dict pairs;
+      for (const auto& [key, item] : json.items()) pairs.emplace_back(key, from_json(item));
+      return mapping(std::move(pairs));
+    }
+  }
+  return {};
+}
+
 Value Value::from_json(std::string_view text) {
   try {
-    return from_node(Json::parse(text), 0);
-  } catch (const nlohmann::json::exception& error) {
-    throw TemplateError(cat("broken JSON: ", error.what()));
+    return from_json(io::Json::parse(text, "JSON"));
+  } catch (const io::JsonError& error) {
+    throw TemplateError(error.what());
   }
 }
 

@@ -16,6 +16,10 @@
 
 #include "libfsdp/base/error.h"
 
+namespace fsdp::io {
+class Json;
+}
+
 namespace fsdp::text::jinja {
 
 /// A template that cannot be parsed or rendered; the text names template and line.
@@ -84,6 +88,7 @@ class Value {
   static Value mapping(Dict pairs);
   /// Parses JSON, keeping the order of keys. Throws TemplateError on broken JSON.
   static Value from_json(std::string_view text);
+  static Value from_json(const io::Json& json);
 
   bool is_undefined() const { return std::holds_alternative<Undefined>(data_); }
   bool is_none() const { return std::holds_alternative<None>(data_); }

@@ -16,7 +16,7 @@ struct OracleCase {
   std::string name, source, text, error;
   Value context;
   bool fails = false;
-  std::vector<Span> spans;
+  std::vector<ByteSpan> spans;
 };
 
 std::string run(const std::string& command) {
