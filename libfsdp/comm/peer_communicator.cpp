@@ -269,14 +269,10 @@ void PeerCommunicator::fold(const Pending& pending) {
 
 // ---- Small data through the staging memory ----
 
-int PeerCommunicator::staging_half(const Tag& what) {
-  const int half = static_cast<int>(staging_uses_++ % 2);
-  for (int peer = 0; peer < size_; ++peer) {
-    wait_for(control_.rank(peer).finished, staging_last_[half], peer, what);
-  }
-  staging_last_[half] = begun_ + 1;
-  return half;
-}
+// Note [Two halves] The half that is written now was last read two staged collectives ago. This
+// rank has finished the one in between, so all ranks had begun that, and a rank begins a staged
+// collective only after it has finished the one before: nobody reads this half any more.
+int PeerCommunicator::next_staging_half() { return static_cast<int>(staging_uses_++ % 2); }
 
 void PeerCommunicator::exchange(const void* mine, size_t bytes, void* all, Tag tag) {
   run_exchange(CollectiveKind::kExchange, mine, bytes, all, static_cast<int64_t>(bytes), tag);
@@ -288,7 +284,7 @@ void PeerCommunicator::run_exchange(CollectiveKind kind, const void* mine, size_
   do {
     const size_t chunk = std::min(kStagingBytes, bytes - at);
     Pending& pending = post(kind, DType::kU8, world_, at, 0, tag_bytes, tag);
-    pending.half = staging_half(tag);
+    pending.half = next_staging_half();
     if (chunk != 0)
       std::memcpy(control_.staging(rank_, pending.half), static_cast<const std::byte*>(mine) + at,
                   chunk);
@@ -308,7 +304,7 @@ void PeerCommunicator::broadcast(void* data, size_t bytes, int root, Tag tag) {
     const size_t chunk = std::min(kStagingBytes, bytes - at);
     Pending& pending = post(CollectiveKind::kBroadcast, DType::kU8, world_,
                             static_cast<uint64_t>(root), 0, static_cast<int64_t>(bytes), tag);
-    pending.half = staging_half(tag);
+    pending.half = next_staging_half();
     pending.bytes = chunk;
     pending.destination = static_cast<std::byte*>(data) + at;
     if (rank_ == root && chunk != 0)

@@ -100,7 +100,7 @@ class PeerCommunicator : public Communicator {
   void sleep_until(Signal& signal, uint64_t target, int member, const Tag& what);
   void look_after(Watch& watch, Signal& signal, uint64_t target);
   [[noreturn]] void fail_waiting(int member, const Tag& what, const std::string& why);
-  int staging_half(const Tag& what);
+  int next_staging_half();
   void run_exchange(CollectiveKind kind, const void* mine, size_t bytes, void* all,
                     int64_t tag_bytes, Tag tag);
   void agree_on_memory(const std::string& error, size_t bytes, std::string_view label);
@@ -115,7 +115,6 @@ class PeerCommunicator : public Communicator {
   uint64_t finished_ = 0;
   uint32_t allocations_ = 0;
   uint64_t staging_uses_ = 0;
-  std::array<uint64_t, 2> staging_last_{};
   std::unique_ptr<std::array<Pending, kRing>> pending_;
 };
 

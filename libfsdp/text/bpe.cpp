@@ -121,8 +121,6 @@ void Bpe::index_words() {
     words_.insert(*bytes, id);
     if (bytes->size() == 1) byte_ids_[static_cast<uint8_t>((*bytes)[0])] = id;
   }
-  all_bytes_known_ =
-      std::none_of(byte_ids_.begin(), byte_ids_.end(), [](int32_t id) { return id < 0; });
 }
 
 void Bpe::encode(std::string_view word, std::vector<BpeToken>& out) const {
@@ -175,12 +173,18 @@ void Bpe::remember(std::string_view word, const std::vector<BpeToken>& tokens) c
   if (shard.words.size() < kWordsPerShard) shard.words.emplace(std::string(word), tokens);
 }
 
+// Some vocabularies lack control characters or bytes that UTF-8 never uses; a word with one takes the general way.
 bool Bpe::split_by_bytes(std::string_view word, std::vector<BpeToken>& symbols) const {
-  if (!options_.byte_level || !all_bytes_known_) return false;
+  if (!options_.byte_level) return false;
   symbols.resize(word.size());
-  for (uint32_t i = 0; i < word.size(); ++i)
-    symbols[i] = {byte_ids_[static_cast<uint8_t>(word[i])], i, i + 1};
-  return true;
+  int32_t all = 0;
+  for (uint32_t i = 0; i < word.size(); ++i) {
+    const int32_t id = byte_ids_[static_cast<uint8_t>(word[i])];
+    all |= id;  // negative as soon as one is
+    symbols[i] = {id, i, i + 1};
+  }
+  if (all < 0) symbols.clear();
+  return all >= 0;
 }
 
 bool Bpe::fall_back_to_bytes(std::string_view word, size_t begin, size_t end,

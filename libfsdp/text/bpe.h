@@ -141,7 +141,6 @@ class Bpe {
   int32_t unk_id_ = -1;
   std::array<int32_t, 256> byte_ids_{};      // byte_level: the token of one byte, or -1
   std::array<int32_t, 256> fallback_ids_{};  // <0xNN>, or -1
-  bool all_bytes_known_ = false;
   std::unique_ptr<std::atomic<Whole>[]>
       whole_;  // by id: does this token's own text encode to it alone
   std::unique_ptr<CacheShard[]> cache_;

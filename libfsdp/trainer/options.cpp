@@ -51,21 +51,19 @@ void TrainOptions::check(const Origins& origins) const {
     throw ConfigError(cat("[options] ", origins.describe("warmup_steps"), ": got ", warmup_steps,
                           ", expected a whole number of steps, or a share below 1."));
   }
-  if (lr_scheduler_type == "constant" && (warmup_steps > 0 || warmup_ratio > 0)) {
+  if (lr_scheduler_type == optim::LrScheduleKind::kConstant &&
+      (warmup_steps > 0 || warmup_ratio > 0)) {
     refuse_pair(origins, "lr_scheduler_type", warmup_steps > 0 ? "warmup_steps" : "warmup_ratio",
                 "the type `constant` has no warm-up; use constant_with_warmup");
+  }
+  if (origins.given("gamma") && lr_scheduler_type != optim::LrScheduleKind::kStep) {
+    refuse_pair(origins, "gamma", "lr_scheduler_type", "only the type `step` has a gamma");
   }
   if (optim == "sgd") {
     for (const auto* name : {"adam_beta1", "adam_beta2", "adam_epsilon"}) {
       if (origins.given(name)) refuse_pair(origins, "optim", name, "sgd has no such number");
     }
   }
-}
-
-int64_t TrainOptions::resolved_warmup_steps(int64_t total_steps) const {
-  if (warmup_steps >= 1) return static_cast<int64_t>(warmup_steps);
-  return static_cast<int64_t>(
-      std::ceil(static_cast<double>(total_steps) * std::max(warmup_steps, warmup_ratio)));
 }
 
 void EvalOptions::check(const Origins& origins) const {

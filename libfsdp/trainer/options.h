@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "libfsdp/base/fields.h"
+#include "libfsdp/optim/lr_schedule.h"
 
 namespace fsdp::trainer {
 
@@ -65,9 +66,10 @@ struct TrainOptions {
   double adam_beta2 = 0.999;
   double adam_epsilon = 1e-8;
   double max_grad_norm = 1.0;
-  std::string lr_scheduler_type = "linear";
+  optim::LrScheduleKind lr_scheduler_type = optim::LrScheduleKind::kLinear;
   double warmup_steps = 0;
   double warmup_ratio = 0;
+  double gamma = 0.85;
   int64_t seed = 42;
   int64_t logging_steps = 500;
   EvalStrategy eval_strategy = EvalStrategy::kNo;
@@ -79,10 +81,6 @@ struct TrainOptions {
   template <class V>
   void fields(V& v);
   void check(const Origins& origins) const;
-
-  /// Steps of warm-up in a run of `total_steps` (warmup_steps below 1 and warmup_ratio are shares
-  /// of it, rounded up).
-  int64_t resolved_warmup_steps(int64_t total_steps) const;
 };
 
 struct EvalOptions {

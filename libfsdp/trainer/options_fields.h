@@ -60,18 +60,21 @@ void TrainOptions::fields(V& v) {
   v("optim", optim, "AdamW, or plain SGD without momentum.",
     {.aliases = {"optimizer"}, .choices = {"adamw_torch", "sgd"}});
   v("learning_rate", learning_rate, "Highest learning rate.", {.aliases = {"lr"}, .min = 0});
-  v("weight_decay", weight_decay, "Decoupled decay; norms and biases have none.", {.min = 0});
+  v("weight_decay", weight_decay,
+    "Decay of weights (decoupled with AdamW); norms and biases have none.", {.min = 0});
   v("adam_beta1", adam_beta1, "AdamW: decay of the mean of gradients.",
     {.min = 0, .max = 0.9999999});
   v("adam_beta2", adam_beta2, "AdamW: decay of the mean of squares.", {.min = 0, .max = 0.9999999});
   v("adam_epsilon", adam_epsilon, "AdamW: added to the denominator.", {.min = 0});
   v("max_grad_norm", max_grad_norm, "Largest global norm of the gradient; 0 = no clipping.",
     {.min = 0});
-  v("lr_scheduler_type", lr_scheduler_type, "How the rate changes after the warm-up.",
-    {.choices = {"linear", "cosine", "constant", "constant_with_warmup"}});
+  v("lr_scheduler_type", lr_scheduler_type,
+    "How the rate changes after the warm-up; `step` = times gamma after each epoch.");
   v("warmup_steps", warmup_steps, "Steps of linear warm-up; below 1, a share of all steps.",
     {.min = 0});
   v("warmup_ratio", warmup_ratio, "Share of all steps that warm up.", {.min = 0, .max = 1});
+  v("gamma", gamma, "With lr_scheduler_type=step: factor on the rate after each epoch.",
+    {.min = 0, .max = 1, .above_min = true});
   v("seed", seed, "Orders the data.", {.min = 0});
   v("gradient_checkpointing", gradient_checkpointing,
     "Recompute activations in backward: less memory, slower.");

@@ -112,6 +112,15 @@ int compute_long(Communicator& c) {
   return 0;
 }
 
+/// Rank 1 sleeps for 4 s in small pieces, so that being stopped does not shorten its sleep.
+int sleep_long(Communicator& c) {
+  c.barrier(make_tag("ready"));
+  if (c.rank() == 0) say("working");
+  for (int i = 0; c.rank() == 1 && i < 400; ++i) sleep_ms(10);
+  c.barrier(make_tag("after"));
+  return 0;
+}
+
 /// Rank 1 may not make large files: allocation fails there, and so everywhere; small ones still
 /// work.
 int lack_memory_on_rank_1(Communicator& c) {
@@ -156,6 +165,7 @@ int dispatch(const std::string& mode, Communicator& c) {
       {"work", [&] { return work(c); }},
       {"greet", [&] { return greet(c); }},
       {"compute-long", [&] { return compute_long(c); }},
+      {"sleep-long", [&] { return sleep_long(c); }},
       {"lack-memory", [&] { return lack_memory_on_rank_1(c); }},
       {"leave-a-child", [&] { return leave_a_child(c); }},
       {"lose-by-kill", [&] { return lose_rank_1(c, SIGKILL); }},

@@ -1,4 +1,5 @@
-// The family against transformers: logits, loss and every gradient of random tiny models (made by make_models.py).
+// The family against transformers: logits, loss and every gradient of random tiny models (made by
+// make_models.py).
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -16,15 +17,19 @@ namespace {
 
 at::ScalarType scalar_type(DType dtype) {
   switch (dtype) {
-    case DType::kF64: return at::kDouble;
-    case DType::kI64: return at::kLong;
-    default: return at::kFloat;
+    case DType::kF64:
+      return at::kDouble;
+    case DType::kI64:
+      return at::kLong;
+    default:
+      return at::kFloat;
   }
 }
 
 at::Tensor read(const io::SafetensorsFile& file, const io::TensorEntry& entry) {
   at::Tensor tensor = at::empty(entry.shape, scalar_type(entry.dtype.value()));
-  file.read(entry, 0, {static_cast<std::byte*>(tensor.mutable_data_ptr()), static_cast<size_t>(entry.bytes)});
+  file.read(entry, 0,
+            {static_cast<std::byte*>(tensor.mutable_data_ptr()), static_cast<size_t>(entry.bytes)});
   return tensor;
 }
 
@@ -74,18 +79,21 @@ TEST_P(LlamaParityTest, LossEqualsTransformers) {
   EXPECT_NEAR(model_->loss(batch).item<float>(), expected, 5e-7 * expected);
 }
 
-// The yardstick for a gradient is how far transformers' own fp32 gradient is from fp64; two correct orders of summation
-// differ by a few times that. Mathematically zero gradients (biases of k) leave rounding of the size of the others.
+// The yardstick for a gradient is how far transformers' own fp32 gradient is from fp64; two correct
+// orders of summation differ by a few times that. Mathematically zero gradients (biases of k) leave
+// rounding of the size of the others.
 TEST_P(LlamaParityTest, GradientsEqualTransformers) {
   model_->loss(make_batch(oracle_.at("input_ids"), oracle_.at("labels"))).backward();
   double all = 0;
-  for (const auto& item : model_->named_parameters()) all += std::pow(oracle_.at("grad64." + item.key()).norm().item<double>(), 2);
+  for (const auto& item : model_->named_parameters())
+    all += std::pow(oracle_.at("grad64." + item.key()).norm().item<double>(), 2);
   for (const auto& item : model_->named_parameters()) {
     const at::Tensor expected = oracle_.at("grad64." + item.key());
     const double spread = oracle_.at("spread." + item.key()).item<double>();
     ASSERT_TRUE(item.value().grad().defined()) << item.key();
     const double off = (item.value().grad().to(at::kDouble) - expected).norm().item<double>();
-    EXPECT_LE(off, 4 * spread + 1e-8 * std::sqrt(all)) << item.key() << ", norm " << expected.norm().item<double>();
+    EXPECT_LE(off, 4 * spread + 1e-8 * std::sqrt(all))
+        << item.key() << ", norm " << expected.norm().item<double>();
   }
 }
 
@@ -93,8 +101,8 @@ TEST_P(LlamaParityTest, DoublePrecisionTakesTheComposedPathAndAgrees) {
   const at::NoGradGuard no_grad;
   model_->to(at::kDouble);
   const at::Tensor logits = model_->logits(oracle_.at("input_ids"));
-  // Rope's angles stay fp32 here as in transformers, its cosines too.
-  EXPECT_LE((logits - oracle_.at("logits64")).abs().max().item<double>(), 2e-6);
+  // Rope is fp32 on both sides; transformers' norms are too even in a double model, ours are not.
+  EXPECT_LE((logits - oracle_.at("logits64")).abs().max().item<double>(), 1e-5);
 }
 
 TEST_P(LlamaParityTest, CachedLogitsEqualFullOnes) {
@@ -113,8 +121,9 @@ TEST_P(LlamaParityTest, CachedLogitsEqualFullOnes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Transformers, LlamaParityTest,
-                         testing::Values("llama_tied", "llama_untied", "llama_biases", "llama_head_40",
-                                         "llama_rope_linear", "llama_rope_llama3", "mistral", "qwen2", "qwen3"),
+                         testing::Values("llama_tied", "llama_untied", "llama_biases",
+                                         "llama_head_40", "llama_rope_linear", "llama_rope_llama3",
+                                         "mistral", "qwen2", "qwen3"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -37,7 +37,7 @@ TEST(TrainOptionsTest, DefaultsAreThoseOfHuggingFace) {
   EXPECT_EQ(options.num_train_epochs, 3);
   EXPECT_EQ(options.max_grad_norm, 1.0);
   EXPECT_EQ(options.adam_epsilon, 1e-8);
-  EXPECT_EQ(options.lr_scheduler_type, "linear");
+  EXPECT_EQ(options.lr_scheduler_type, optim::LrScheduleKind::kLinear);
   EXPECT_EQ(options.sequence.max_seq_length, 1024);
   EXPECT_EQ(train_refusal({}), "accepted");
 }
@@ -52,6 +52,7 @@ TEST(TrainOptionsTest, ContradictionsAreRefusedWithBothOrigins) {
                   "constant_with_warmup");
   EXPECT_MENTIONS(train_refusal({"--optim", "sgd", "--adam_beta1", "0.5"}),
                   "sgd has no such number");
+  EXPECT_MENTIONS(train_refusal({"--gamma", "0.5"}), "only the type `step`");
   EXPECT_MENTIONS(train_refusal({"--warmup_steps", "2.5"}), "whole number");
   EXPECT_MENTIONS(train_refusal({"--max_steps", "0"}), "train nothing");
   EXPECT_MENTIONS(train_refusal({"--fp16"}), "use --bf16");
@@ -72,18 +73,6 @@ TEST(TrainOptionsTest, TheSourceModelIsNotOverwritten) {
   EXPECT_MENTIONS(refusal<TrainOptions>({"--model_name_or_path", "/tmp", "--train_file", "t",
                                          "--output_dir", "/tmp/../tmp"}),
                   "would be overwritten");
-}
-
-TEST(TrainOptionsTest, WarmUpIsStepsOrAShareRoundedUp) {
-  TrainOptions options;
-  EXPECT_EQ(options.resolved_warmup_steps(100), 0);
-  options.warmup_steps = 7;
-  EXPECT_EQ(options.resolved_warmup_steps(100), 7);
-  options.warmup_steps = 0.05;
-  EXPECT_EQ(options.resolved_warmup_steps(101), 6);
-  options.warmup_steps = 0;
-  options.warmup_ratio = 0.1;
-  EXPECT_EQ(options.resolved_warmup_steps(101), 11);
 }
 
 TEST(GenerateOptionsTest, SamplingNeedsATemperature) {

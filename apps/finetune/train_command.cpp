@@ -1,0 +1,24 @@
+#include "apps/finetune/program.h"
+#include "libfsdp/trainer/options.h"
+#include "libfsdp/trainer/ranks.h"
+#include "libfsdp/trainer/train.h"
+
+namespace fsdp::app {
+namespace {
+
+using trainer::TrainOptions;
+
+int run(const Invocation& call) {
+  auto options = load_checked<TrainOptions>(call);
+  const auto resolved = resolved_json(options);
+  return trainer::run_on_ranks(
+      options.ranks, call.argv, [&] { trainer::check_train(options); },
+      [&](comm::Communicator& comm) { trainer::run_train(options, resolved, comm); });
+}
+
+}  // namespace
+
+const Command kTrainCommand = {"train", "Fine-tunes all weights of a model on a file of records.",
+                               default_fields<TrainOptions>, run};
+
+}  // namespace fsdp::app

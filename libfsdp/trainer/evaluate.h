@@ -1,0 +1,23 @@
+// Evaluation: sum of token losses / trainable tokens over a whole set.
+#pragma once
+
+#include "libfsdp/trainer/data.h"
+#include "libfsdp/trainer/options.h"
+#include "libfsdp/trainer/report.h"
+#include "libfsdp/trainer/session.h"
+
+namespace fsdp::trainer {
+
+/// Evaluates `data`; ranks take the micro-batches in turn. Collective; equal result on all ranks
+/// and at any number of ranks (losses are summed in the order of the micro-batches). Step and epoch
+/// of the record are left at 0. Throws: NumericsError when the loss is not finite.
+EvalRecord evaluate(ShardedLm& model, const SequenceData& data);
+
+/// Reads and checks the model and the data, without loading weights. Throws: ModelError, DataError,
+/// ConfigError.
+void check_eval(const EvalOptions& options);
+
+/// The command `finetune eval`, as one rank. Collective.
+void run_eval(const EvalOptions& options, comm::Communicator& comm);
+
+}  // namespace fsdp::trainer

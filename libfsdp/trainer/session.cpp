@@ -1,0 +1,54 @@
+#include "libfsdp/trainer/session.h"
+
+#include "libfsdp/models/registry.h"
+#include "libfsdp/shard/state.h"
+
+namespace fsdp::trainer {
+namespace {
+
+constexpr int kDecayed = 0;
+constexpr int kNotDecayed = 1;
+
+/// Norm weights and biases are the parameters with fewer than two dimensions.
+int decay_group(const std::string&, c10::IntArrayRef shape) {
+  return shape.size() < 2 ? kNotDecayed : kDecayed;
+}
+
+}  // namespace
+
+ShardOptions shard_options(const RankOptions& options) {
+  ShardOptions shard;
+  shard.strategy = plan::strategy_from_name(options.sharding_strategy);
+  shard.param_dtype = options.bf16 ? DType::kBF16 : DType::kF32;
+  shard.deterministic = options.deterministic;
+  return shard;
+}
+
+ShardOptions shard_options(const TrainOptions& options) {
+  auto shard = shard_options(options.ranks);
+  shard.activation_checkpointing = options.gradient_checkpointing;
+  shard.optimizer.kind = optim::optimizer_kind_from_name(options.optim);
+  shard.optimizer.beta1 = options.adam_beta1;
+  shard.optimizer.beta2 = options.adam_beta2;
+  shard.optimizer.epsilon = options.adam_epsilon;
+  shard.groups = {{.name = "decayed", .weight_decay = options.weight_decay},
+                  {.name = "not decayed"}};
+  shard.param_group = decay_group;
+  return shard;
+}
+
+ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
+                       const ShardOptions& options) {
+  const auto dtype = options.param_dtype == DType::kBF16 ? at::kBFloat16 : at::kFloat;
+  auto model = models::make_causal_lm(files.config, at::TensorOptions(at::kMeta).dtype(dtype));
+  // The communicator belongs to the caller: a handle without ownership.
+  const std::shared_ptr<comm::Communicator> handle(std::shared_ptr<void>(), &comm);
+  auto sharded = fully_shard(std::move(model), handle, with_environment(options));
+  // A tied model's files may hold the projection a second time.
+  std::vector<std::string> tied;
+  if (files.config.tie_word_embeddings) tied.emplace_back("lm_head.weight");
+  load_weights(sharded.core(), io::HfWeights::open(files.directory.string()), tied);
+  return sharded;
+}
+
+}  // namespace fsdp::trainer

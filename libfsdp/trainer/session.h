@@ -1,0 +1,28 @@
+// A model that is loaded and sharded, ready to train or to evaluate.
+#pragma once
+
+#include <memory>
+
+#include "libfsdp/comm/communicator.h"
+#include "libfsdp/models/llama.h"
+#include "libfsdp/shard/sharded.h"
+#include "libfsdp/trainer/model_files.h"
+#include "libfsdp/trainer/options.h"
+
+namespace fsdp::trainer {
+
+using ShardedLm = Sharded<models::LlamaForCausalLM>;
+
+/// Builds the model on the meta device, shards it, and fills each rank's part from the files.
+/// Collective. `comm` must outlive the model. Throws: ModelError, CommError.
+ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
+                       const ShardOptions& options);
+
+/// What RankOptions mean for sharding; optimizer and checkpointing stay at their defaults.
+ShardOptions shard_options(const RankOptions& options);
+
+/// The same with the optimizer, its groups (norms and biases do not decay) and activation
+/// checkpointing.
+ShardOptions shard_options(const TrainOptions& options);
+
+}  // namespace fsdp::trainer

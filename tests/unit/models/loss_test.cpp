@@ -1,0 +1,119 @@
+#include "libfsdp/models/loss.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <gtest/gtest.h>
+
+#include "libfsdp/base/error.h"
+
+namespace fsdp::models {
+namespace {
+
+struct Case {
+  int64_t tokens, width, vocabulary, trained;
+};
+
+struct Result {
+  at::Tensor loss, d_hidden, d_weight;
+};
+
+class LossTest : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    at::manual_seed(9);
+    const Case c = GetParam();
+    hidden_ = at::randn({c.tokens, c.width}) * 2;
+    weight_ = at::randn({c.vocabulary, c.width});
+    rows_ = std::get<0>(at::randperm(c.tokens, at::kLong).narrow(0, 0, c.trained).sort());
+    targets_ = at::randint(c.vocabulary, {c.trained}, at::kLong);
+  }
+  Result fused(at::ScalarType dtype, double scale) const {
+    const at::Tensor h = hidden_.to(dtype).clone().requires_grad_(),
+                     w = weight_.to(dtype).clone().requires_grad_();
+    const at::Tensor loss = linear_cross_entropy(h, w, rows_, targets_);
+    (loss * scale).backward();
+    return {loss.detach(), h.grad(), w.grad()};
+  }
+  Result plain(double scale) const {
+    const at::Tensor h = hidden_.to(at::kDouble).requires_grad_(),
+                     w = weight_.to(at::kDouble).requires_grad_();
+    const at::Tensor logits = h.index_select(0, rows_).matmul(w.t());
+    const at::Tensor loss =
+        at::nll_loss(at::log_softmax(logits, 1), targets_, {}, at::Reduction::Sum);
+    (loss * scale).backward();
+    return {loss.detach(), h.grad(), w.grad()};
+  }
+  static void expect_close(const at::Tensor& got, const at::Tensor& expected, double bound) {
+    EXPECT_LE((got.to(at::kDouble) - expected).norm().item<double>(),
+              bound * expected.norm().item<double>());
+  }
+  at::Tensor hidden_, weight_, rows_, targets_;
+};
+
+TEST_P(LossTest, EqualsLogSoftmaxInDouble) {
+  for (const double scale : {1.0, 0.25}) {
+    const Result got = fused(at::kFloat, scale), expected = plain(scale);
+    EXPECT_EQ(got.loss.scalar_type(), at::kFloat);
+    expect_close(got.loss, expected.loss, 1e-6);
+    expect_close(got.d_hidden, expected.d_hidden, 2e-6);
+    expect_close(got.d_weight, expected.d_weight, 2e-6);
+  }
+}
+
+TEST_P(LossTest, ComposedPathEqualsLogSoftmax) {
+  const Result got = fused(at::kDouble, 0.5), expected = plain(0.5);
+  expect_close(got.loss, expected.loss, 1e-12);
+  expect_close(got.d_hidden, expected.d_hidden, 1e-12);
+  expect_close(got.d_weight, expected.d_weight, 1e-12);
+}
+
+TEST_P(LossTest, BFloat16StaysNear) {
+  const Result got = fused(at::kBFloat16, 1.0), expected = plain(1.0);
+  EXPECT_EQ(got.loss.scalar_type(), at::kFloat);
+  expect_close(got.loss, expected.loss, 5e-3);
+  expect_close(got.d_hidden, expected.d_hidden, 3e-2);
+  expect_close(got.d_weight, expected.d_weight, 3e-2);
+}
+
+TEST_P(LossTest, IsTheSameWithoutGradients) {
+  const float with = fused(at::kFloat, 1.0).loss.item<float>();
+  const at::NoGradGuard no_grad;
+  EXPECT_EQ(linear_cross_entropy(hidden_, weight_, rows_, targets_).item<float>(), with);
+}
+
+// The last one has a vocabulary so large that its rows go in three blocks.
+INSTANTIATE_TEST_SUITE_P(Sizes, LossTest,
+                         testing::Values(Case{20, 8, 11, 20}, Case{100, 16, 6144, 37},
+                                         Case{40, 24, 13001, 33}, Case{170, 8, 140000, 150}));
+
+TEST(LinearCrossEntropyTest, WithoutTrainedTokensIsZeroWithZeroGradients) {
+  const at::Tensor h = at::randn({5, 4}).requires_grad_(), w = at::randn({7, 4}).requires_grad_();
+  const at::Tensor none = at::empty({0}, at::kLong);
+  const at::Tensor loss = linear_cross_entropy(h, w, none, none);
+  loss.backward();
+  EXPECT_EQ(loss.item<float>(), 0);
+  EXPECT_TRUE(h.grad().equal(at::zeros({5, 4})));
+  EXPECT_TRUE(w.grad().equal(at::zeros({7, 4})));
+}
+
+TEST(LinearCrossEntropyTest, AFrozenWeightGetsNoGradient) {
+  const at::Tensor h = at::randn({5, 4}).requires_grad_(), w = at::randn({7, 4});
+  linear_cross_entropy(h, w, at::arange(5), at::arange(5)).backward();
+  EXPECT_FALSE(w.grad().defined());
+  EXPECT_GT(h.grad().norm().item<float>(), 0);
+}
+
+TEST(LinearCrossEntropyTest, RefusesALabelOutsideTheVocabulary) {
+  const at::Tensor h = at::randn({2, 4}), w = at::randn({7, 4});
+  EXPECT_THROW(linear_cross_entropy(h, w, at::arange(2), at::arange(6, 8)), DataError);
+}
+
+TEST(LinearCrossEntropyTest, GradientBuffersAreGivenAwayNotCopied) {
+  const at::Tensor h = at::randn({5, 4}), w = at::randn({7, 4}).requires_grad_();
+  const at::Tensor loss = linear_cross_entropy(h, w, at::arange(5), at::arange(5));
+  loss.backward({}, /*retain_graph=*/true);
+  EXPECT_THROW(loss.backward(), std::exception);
+}
+
+}  // namespace
+}  // namespace fsdp::models
