@@ -68,21 +68,24 @@ say "evaluation after"
 evaluate "$work/tuned" "$work/after"
 
 say "three held-out summaries: the package's own, before, after"
-$python - "$work/data/validation.jsonl" <<'PY' >"$work/own.txt"
-import json, sys
-for line in open(sys.argv[1], encoding="utf-8").readlines()[:3]:
-    print(json.loads(line)["messages"][1]["content"])
-PY
 summarise "$work/smol" >"$work/before.txt"
 summarise "$work/tuned" >"$work/after.txt"
-paste -d '\n' <(sed 's/^/own:    /' "$work/own.txt") <(sed 's/^/before: /' "$work/before.txt") \
-  <(sed 's/^/after:  /; s/$/\n/' "$work/after.txt") | cut -c1-160
+$python - "$work" <<'PY'
+import json, sys
+work = sys.argv[1]
+records = open(f"{work}/data/validation.jsonl", encoding="utf-8").readlines()
+for record, before, after in zip(records, open(f"{work}/before.txt"), open(f"{work}/after.txt")):
+    own = json.loads(record)["messages"][1]["content"]
+    for name, text in ("own", own), ("before", before.strip()), ("after", after.strip()):
+        print(f"  {name:7} {text[:110]}")
+    print()
+PY
 
 say "proof: transformers loads the result and gives the same loss"
 $finetune show-data --model_name_or_path "$work/tuned" --validation_file "$work/data/validation.jsonl" \
   --max_seq_length 256 --json >"$work/sequences.jsonl"
 $python scripts/check_with_transformers.py --model "$work/tuned" --sequences "$work/sequences.jsonl" \
-  --results "$work/after/eval_results.json"
+  --results "$work/after/eval_results.json" 2>"$work/transformers.log" || { cat "$work/transformers.log"; exit 1; }
 
 $python - "$work" "$steps" "$((SECONDS - started))" <<'PY'
 import json, sys

@@ -46,8 +46,7 @@ int64_t quantum_square_sums(const float* __restrict values, int64_t n, double* _
 }
 
 void add_square_sums(const float* values, int64_t n, SquareSum& total) {
-  check(n % kQuantum == 0,
-        cat("add_square_sums: ", n, " elements are not a multiple of ", kQuantum));
+  check(n % kQuantum == 0, "add_square_sums: the number of elements is not a multiple of 128");
   std::array<double, 64> sums;
   constexpr int64_t kBlockNumel = kQuantum * static_cast<int64_t>(sums.size());
   for (int64_t begin = 0; begin < n; begin += kBlockNumel) {

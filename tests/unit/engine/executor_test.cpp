@@ -1,0 +1,230 @@
+// The executor without LibTorch: a model of numbers whose forwards and backwards are written out
+// here.
+
+#include "libfsdp/engine/executor.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "libfsdp/base/error.h"
+#include "libfsdp/plan/memory_plan.h"
+#include "tests/support/rank_threads.h"
+
+namespace {
+thread_local int64_t allocations = 0;  // By this thread, since it started.
+}  // namespace
+
+void* operator new(size_t bytes) {
+  ++allocations;
+  if (void* memory = std::malloc(bytes ? bytes : 1)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+
+namespace fsdp::engine {
+namespace {
+
+constexpr int kUnits = 7;  // With the root.
+constexpr int kMicroBatches = 2;
+constexpr double kRate = 0.5;
+
+plan::Layout make_test_layout(plan::Mesh mesh) {
+  std::vector<plan::UnitSpec> units;
+  for (int u = 0; u < kUnits; ++u) {
+    const std::string name = u == 0 ? "root" : "u" + std::to_string(u);
+    units.push_back({.name = name,
+                     .params = {{.name = name + ".w", .shape = {100 + 37 * u, 3}},
+                                {.name = name + ".b", .shape = {u}},  // The root's has no element.
+                                {.name = name + ".s", .shape = {}}}});
+  }
+  return plan::make_layout(std::move(units), mesh);
+}
+
+float initial_value(int bucket, int64_t element) {
+  return static_cast<float>(bucket) + 0.001F * static_cast<float>(element % 997);
+}
+
+float gradient_value(int unit, int rank, int step, int micro_batch) {
+  return static_cast<float>((unit + 1) * (rank + 1)) * 0.25F +
+         static_cast<float>(step * 2 + micro_batch);
+}
+
+/// One rank's model: knows what every parameter must be.
+class NumberModel {
+ public:
+  explicit NumberModel(Executor& executor) : executor_(executor) {
+    const plan::Layout& layout = executor.layout();
+    const int coordinate = layout.mesh.shard_coordinate(executor.comm().rank());
+    for (const plan::ShardSlice& slice : plan::slices_of(layout, coordinate)) {
+      std::vector<float> values;
+      const int64_t begin =
+          layout.buckets[size_t(slice.bucket)].segments[size_t(slice.segment)].begin;
+      for (int64_t i = 0; i < slice.numel; ++i) {
+        values.push_back(initial_value(slice.bucket, begin + slice.param_at + i));
+      }
+      executor.storage().store(slice.bucket, slice.shard_at, values);
+    }
+  }
+
+  void forward(int step) {
+    executor_.enter_forward(0, true);
+    for (int u = 1; u < kUnits; ++u) {
+      executor_.enter_forward(u, true);
+      expect_parameters(u, step);
+      executor_.leave_forward(u);
+    }
+    expect_parameters(0, step);
+    executor_.leave_forward(0);
+  }
+
+  void backward(int step, int micro_batch) {
+    executor_.start_backward(1.0, 1);
+    write_gradient(0, step, micro_batch);  // The root's may come at any time.
+    for (int u = kUnits - 1; u > 0; --u) {
+      executor_.enter_backward(u);
+      expect_parameters(u, step);
+      write_gradient(u, step, micro_batch);
+    }
+    executor_.finish_backward();
+  }
+
+ private:
+  // Sum over ranks and micro-batches of what write_gradient wrote, divided by the tokens: SGD
+  // subtracts its multiple.
+  float expected_value(int bucket, int64_t element, int step) const {
+    float value = initial_value(bucket, element);
+    const int ranks = executor_.comm().size();
+    for (int s = 0; s < step; ++s) {
+      float sum = 0;
+      for (int a = 0; a < kMicroBatches; ++a) {
+        for (int r = 0; r < ranks; ++r) sum += gradient_value(bucket, r, s, a);
+      }
+      value -= static_cast<float>(kRate) * sum / static_cast<float>(kMicroBatches * ranks);
+    }
+    return value;
+  }
+
+  void expect_parameters(int unit, int step) {
+    const plan::Bucket& bucket = executor_.layout().buckets[size_t(unit)];
+    const auto* values =
+        reinterpret_cast<const float*>(executor_.storage().gathered(executor_.slot_of(unit), unit));
+    for (const plan::Segment& segment : bucket.segments) {
+      for (int64_t i = segment.begin; i < segment.begin + segment.numel; i += 13) {
+        const float expected = expected_value(unit, i, step);
+        if (std::abs(values[i] - expected) > 1e-4F * std::abs(expected)) ++wrong;
+      }
+    }
+  }
+
+  void write_gradient(int unit, int step, int micro_batch) {
+    const plan::Bucket& bucket = executor_.layout().buckets[size_t(unit)];
+    auto* values = reinterpret_cast<float*>(executor_.gradient(unit, unit));
+    for (size_t s = 0; s < bucket.segments.size(); ++s) {
+      const plan::Segment& segment = bucket.segments[s];
+      std::fill_n(values + segment.begin, segment.numel,
+                  gradient_value(unit, executor_.comm().rank(), step, micro_batch));
+      executor_.gradient_arrived(unit, static_cast<int>(s));
+    }
+  }
+
+  Executor& executor_;
+
+ public:
+  int wrong = 0;
+};
+
+struct Setting {
+  plan::Strategy strategy;
+  int ranks;
+  plan::PlacementOverrides overrides;
+};
+
+std::unique_ptr<Executor> make_executor(comm::Communicator& own, const Setting& setting) {
+  const plan::Placement placement =
+      plan::place(setting.strategy, own.size(), kUnits - 1, setting.overrides);
+  ExecutorOptions options{.poison = true,
+                          .optimizer = {.kind = optim::OptimizerKind::kSgd},
+                          .groups = {{.name = "all"}}};
+  return std::make_unique<Executor>(make_test_layout(placement.mesh), placement,
+                                    std::shared_ptr<comm::Communicator>(&own, [](auto*) {}),
+                                    options);
+}
+
+std::vector<Setting> settings() {
+  std::vector<Setting> all;
+  for (const int ranks : {1, 2, 3, 4}) {
+    all.push_back({plan::Strategy::kFullShard, ranks, {.force_slot_home = true}});
+    all.push_back({plan::Strategy::kFullShard,
+                   ranks,
+                   {.slots = 1, .gradient_slots = 1, .force_slot_home = true}});
+    all.push_back({plan::Strategy::kFullShard,
+                   ranks,
+                   {.slots = 3, .gradient_slots = 2, .force_slot_home = true}});
+    all.push_back({plan::Strategy::kShardGradOp, ranks, {}});
+    all.push_back({plan::Strategy::kNoShard, ranks, {}});
+  }
+  return all;
+}
+
+TEST(Executor, GathersReducesAndUpdatesToTheNumber) {
+  for (const Setting& setting : settings()) {
+    SCOPED_TRACE(cat(plan::strategy_name(setting.strategy), " on ", setting.ranks, ", slots ",
+                     setting.overrides.slots));
+    testing::run_ranks(setting.ranks, [&](comm::Communicator& own) {
+      auto executor = make_executor(own, setting);
+      NumberModel model(*executor);
+      for (int step = 0; step < 5; ++step) {
+        executor->begin_step(kMicroBatches);
+        for (int a = 0; a < kMicroBatches; ++a) {
+          model.forward(step);
+          model.backward(step, a);
+        }
+        const StepStats stats = executor->finish_step({.learning_rate = kRate});
+        EXPECT_EQ(stats.micro_batches, kMicroBatches * setting.ranks);
+      }
+      EXPECT_EQ(model.wrong, 0) << "rank " << own.rank();
+    });
+  }
+}
+
+TEST(Executor, AllocatesNothingAfterTheFirstSteps) {
+  for (const Setting& setting : settings()) {
+    SCOPED_TRACE(cat(plan::strategy_name(setting.strategy), " on ", setting.ranks));
+    testing::run_ranks(setting.ranks, [&](comm::Communicator& own) {
+      auto executor = make_executor(own, setting);
+      NumberModel model(*executor);
+      int64_t before = 0;
+      for (int step = 0; step < 6; ++step) {
+        if (step == 2) before = allocations;  // Two steps make both tables of tickets.
+        executor->begin_step(kMicroBatches);
+        for (int a = 0; a < kMicroBatches; ++a) {
+          model.forward(step);
+          model.backward(step, a);
+        }
+        executor->finish_step({.learning_rate = kRate});
+      }
+      EXPECT_EQ(allocations - before, 0) << "rank " << own.rank();
+    });
+  }
+}
+
+TEST(Executor, TakesTheMemoryThatThePlanSays) {
+  for (const Setting& setting : settings()) {
+    testing::run_ranks(setting.ranks, [&](comm::Communicator& own) {
+      auto executor = make_executor(own, setting);
+      const plan::MemoryPlan planned =
+          plan::plan_memory(executor->layout(), executor->placement(), /*split_master=*/true, 0);
+      // Slots and arrays begin on pages.
+      const int64_t pages = 4096 * (2 * kUnits + 8);
+      EXPECT_GE(executor->storage().allocated_bytes(), planned.total());
+      EXPECT_LE(executor->storage().allocated_bytes(), planned.total() + pages);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace fsdp::engine
