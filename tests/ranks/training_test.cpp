@@ -19,6 +19,10 @@ struct Case {
   int ranks;
   bool checkpointing;
 };
+void PrintTo(const Case& one, std::ostream* out) {
+  *out << plan::strategy_name(one.strategy) << " on " << one.ranks
+       << (one.checkpointing ? ", recompute" : "");
+}
 class ShardedTrainingGrid : public ::testing::TestWithParam<Case> {};
 
 TEST_P(ShardedTrainingGrid, FollowsThePlainLoopForTwentySteps) {
