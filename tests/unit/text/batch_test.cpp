@@ -65,6 +65,8 @@ TEST(PackingTest, EachSampleFillsTheFullestRowThatHasRoom) {
   // 7; 6+4; 3 into 7; 1 opens a row: both others are full.
   EXPECT_EQ(pack_rows(lengths, 10), (std::vector<Row>{{0, 3}, {1, 2}, {4}}));
   EXPECT_EQ(pack_rows(std::vector<int64_t>{5, 5, 5}, 5), (std::vector<Row>{{0}, {1}, {2}}));
+  // 3 goes to the 7, which it fills, and not to the 6.
+  EXPECT_EQ(pack_rows(std::vector<int64_t>{7, 6, 3}, 10), (std::vector<Row>{{0, 2}, {1}}));
   EXPECT_THROW(pack_rows(std::vector<int64_t>{6}, 5), InternalError);
 }
 
