@@ -173,7 +173,8 @@ void Bpe::remember(std::string_view word, const std::vector<BpeToken>& tokens) c
   if (shard.words.size() < kWordsPerShard) shard.words.emplace(std::string(word), tokens);
 }
 
-// Some vocabularies lack control characters or bytes that UTF-8 never uses; a word with one takes the general way.
+// Some vocabularies lack control characters or bytes that UTF-8 never uses; a word with one takes
+// the general way.
 bool Bpe::split_by_bytes(std::string_view word, std::vector<BpeToken>& symbols) const {
   if (!options_.byte_level) return false;
   symbols.resize(word.size());

@@ -45,15 +45,20 @@ class StringTable {
     uint32_t size = 0;
   };
   static constexpr uint64_t kAbsent = ~uint64_t{0};
+  // A few bits of the hash beside the id, so that most probes do not touch the string.
+  struct Slot {
+    uint32_t hash = 0;
+    int32_t id = -1;  // -1 for free
+  };
   void grow();
-  size_t slot_of(std::string_view text) const;
+  size_t slot_of(std::string_view text, size_t hash) const;
   std::string_view view(const Span& span) const {
     return std::string_view(bytes_).substr(span.begin, span.size);
   }
 
   std::string bytes_;
-  std::vector<Span> spans_;     // by id
-  std::vector<int32_t> slots_;  // open addressing, -1 for free
+  std::vector<Span> spans_;  // by id
+  std::vector<Slot> slots_;  // open addressing
   size_t count_ = 0;
 };
 

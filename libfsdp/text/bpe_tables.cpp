@@ -1,5 +1,7 @@
 // The two hash tables of Bpe: open addressing with linear probing, at most half full.
+#include <algorithm>
 #include <functional>
+#include <utility>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/text/bpe.h"
@@ -18,44 +20,51 @@ uint64_t mix(uint64_t key) {
   return key ^ key >> 33;
 }
 
+size_t hash_of(std::string_view text) { return std::hash<std::string_view>{}(text); }
+
 uint64_t pair_key(int32_t left, int32_t right) {
   return uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right);
 }
 
 }  // namespace
 
-size_t StringTable::slot_of(std::string_view text) const {
+size_t StringTable::slot_of(std::string_view text, size_t hash) const {
   const size_t mask = slots_.size() - 1;
-  size_t slot = std::hash<std::string_view>{}(text)&mask;
-  while (slots_[slot] >= 0 && view(spans_[static_cast<size_t>(slots_[slot])]) != text)
-    slot = (slot + 1) & mask;
+  size_t slot = hash & mask;
+  for (; slots_[slot].id >= 0; slot = (slot + 1) & mask) {
+    if (slots_[slot].hash != static_cast<uint32_t>(hash >> 32)) continue;
+    if (view(spans_[static_cast<size_t>(slots_[slot].id)]) == text) break;
+  }
   return slot;
 }
 
 void StringTable::grow() {
-  const std::vector<int32_t> old =
-      std::exchange(slots_, std::vector<int32_t>(std::max(kFirstSlots, slots_.size() * 2), -1));
-  for (const int32_t id : old) {
-    if (id >= 0) slots_[slot_of(view(spans_[static_cast<size_t>(id)]))] = id;
+  const std::vector<Slot> old =
+      std::exchange(slots_, std::vector<Slot>(std::max(kFirstSlots, slots_.size() * 2)));
+  for (const Slot& slot : old) {
+    if (slot.id < 0) continue;
+    const std::string_view text = view(spans_[static_cast<size_t>(slot.id)]);
+    slots_[slot_of(text, hash_of(text))] = slot;
   }
 }
 
 bool StringTable::insert(std::string_view text, int32_t id) {
   check(id >= 0 && id < kMaxTokenIds, "token id out of range");
   if (slots_.size() < 2 * (count_ + 1)) grow();
-  const size_t slot = slot_of(text);
+  const size_t hash = hash_of(text);
+  Slot& slot = slots_[slot_of(text, hash)];
   const auto index = static_cast<size_t>(id);
-  if (slots_[slot] >= 0 || (index < spans_.size() && spans_[index].begin != kAbsent)) return false;
+  if (slot.id >= 0 || (index < spans_.size() && spans_[index].begin != kAbsent)) return false;
   if (index >= spans_.size()) spans_.resize(index + 1);
   spans_[index] = {bytes_.size(), static_cast<uint32_t>(text.size())};
   bytes_ += text;
-  slots_[slot] = id;
+  slot = {static_cast<uint32_t>(hash >> 32), id};
   ++count_;
   return true;
 }
 
 int32_t StringTable::find(std::string_view text) const {
-  return slots_.empty() ? -1 : slots_[slot_of(text)];
+  return slots_.empty() ? -1 : slots_[slot_of(text, hash_of(text))].id;
 }
 
 std::optional<std::string_view> StringTable::text_of(int32_t id) const {

@@ -99,7 +99,7 @@ void write_tokenizer_file(const TokenizerFile& file, const fs::path& directory) 
     throw ModelError(
         cat("[tokenizer] ", file.path.string(), " has gone since the tokenizer was read."));
   }
-  fs::create_directories(target.parent_path(), error);
+  if (fs::path(file.name).has_parent_path()) fs::create_directories(target.parent_path(), error);
   const fs::path aside = cat(target.string(), ".", ::getpid(), ".tmp");
   write_all(aside, text);
   if (::rename(aside.c_str(), target.c_str()) != 0) {
