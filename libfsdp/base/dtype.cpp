@@ -100,6 +100,7 @@ uint16_t float_to_f16(float value) {
 }
 
 void convert_floats(const void* from, DType from_dtype, void* to, DType to_dtype, size_t n) {
+  if (n == 0) return;  // The pointers may be null, which memcpy must not see.
   if (from_dtype == to_dtype) {
     std::memcpy(to, from, n * dtype_bytes(from_dtype));
     return;
