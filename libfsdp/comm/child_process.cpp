@@ -65,8 +65,8 @@ std::optional<int> reap_child(pid_t pid) {
       info.si_pid != pid) {
     return std::nullopt;
   }
-  kill(-pid,
-       SIGKILL);  // While it is a zombie its number, and so its group's, belongs to nobody else.
+  // While it is a zombie its number, and so its group's, belongs to nobody else.
+  kill(-pid, SIGKILL);
   int status = 0;
   waitpid(pid, &status, 0);
   return status;
