@@ -1,0 +1,102 @@
+"""Breaks the engine on purpose, one place at a time, and requires that a test fails.
+
+    python3 tests/mutations/run.py [--work DIR]
+
+Copies the tree, builds the tests once, then for each mutation: edit, build, run the test that must object, undo. Not
+part of the ordinary tests: it takes some minutes. Exits 1 when a mutation survives.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+# What, file, text, replacement, test program, filter.
+MUTATIONS = [
+    ("an edge of the schedule is dropped", "libfsdp/plan/dependencies.cpp",
+     "  after.push_back({.op = need.position", "  if (need.position % 5 != 0) after.push_back({.op = need.position",
+     "plan_test", "*"),
+    ("no re-gather before backward", "libfsdp/engine/executor.cpp",
+     "  if (options_.poison) poison(storage_.slot(slot));",
+     "  if (in_backward_) return {};",
+     "training_test", "*FULL_SHARDRanks2Keep"),
+    ("rank 1 skips one reduce", "libfsdp/engine/executor.cpp",
+     "    if (!bucket.trainable) continue;\n    last = comm_->begin_fold(",
+     "    if (!bucket.trainable || (comm_->rank() == 1 && op.unit == 3)) continue;\n    last = comm_->begin_fold(",
+     "training_test", "*FULL_SHARDRanks2Keep"),
+    ("a shard is shifted by one quantum", "libfsdp/plan/layout.cpp",
+     ".param_at = begin - segment.begin,", ".param_at = std::max<int64_t>(0, begin - segment.begin - 128),",
+     "training_test", "*FULL_SHARDRanks2Keep"),
+    ("a gradient is folded from the wrong place", "libfsdp/engine/executor.cpp",
+     "coordinate * bucket.shard_numel", "(comm_->size() - 1 - coordinate) * bucket.shard_numel",
+     "training_test", "*FULL_SHARDRanks2Keep"),
+    ("the gate comes too late", "libfsdp/shard/sharded_core.cpp",
+     "    core.executor_->enter_backward(index);\n    core.expose(*this);",
+     "    core.executor_->enter_backward(index);",
+     "training_test", "*FULL_SHARDRanks2Keep"),
+    ("all ranks are fed rank 0's data", "libfsdp/trainer/train.cpp",
+     "for (int64_t m = place.first + rank; m < place.end; m += plan_.ranks)",
+     "for (int64_t m = place.first; m < place.end - rank; m += plan_.ranks)",
+     "finetune", "test_train.Train.test_ranks_agree_bitwise_when_deterministic"),
+]
+
+
+def run(command, **options):
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def objects(build, tree, program, test):
+    """Whether the test fails on the mutated tree."""
+    if program == "finetune":
+        done = run([str(tree / ".venv/bin/python"), "-m", "unittest", test], cwd=tree / "tests/apps", timeout=600,
+                   env={**os.environ, "FINETUNE": str(build / "bin/finetune"), "FSDP_SOURCE_DIR": str(tree)})
+    else:
+        done = run([str(build / "bin" / program), f"--gtest_filter={test}", "--gtest_brief=1"], timeout=600)
+    return done.returncode != 0, done.stdout + done.stderr
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", default=str(ROOT / "build/mutations"))
+    options = parser.parse_args()
+    work = pathlib.Path(options.work)
+    tree, build = work / "tree", work / "build"
+    shutil.rmtree(tree, ignore_errors=True)
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns("build", ".git"))
+    programs = sorted({mutation[4] for mutation in MUTATIONS})
+    for command in (["cmake", "-G", "Ninja", "-S", str(tree), "-B", str(build), "-DFSDP_WITH_CUDA=OFF"],
+                    ["cmake", "--build", str(build), "--target", *programs]):
+        done = run(command)
+        if done.returncode:
+            sys.exit(done.stdout + done.stderr)
+    survivors = 0
+    for what, file, text, replacement, program, test in MUTATIONS:
+        path = tree / file
+        original = path.read_text()
+        if original.count(text) != 1:
+            sys.exit(f"{file} holds the text of '{what}' {original.count(text)} times")
+        failed, _ = objects(build, tree, program, test)
+        if failed:
+            sys.exit(f"{program} {test} fails without a mutation")
+        path.write_text(original.replace(text, replacement))
+        done = run(["cmake", "--build", str(build), "--target", program])
+        if done.returncode:
+            sys.exit(f"'{what}' does not compile:\n{done.stdout[-2000:]}")
+        failed, output = objects(build, tree, program, test)
+        lines = [line for line in output.splitlines() if "rror" in line or "differ" in line or "exceeds" in line]
+        print(f"{'caught  ' if failed else 'SURVIVED'}  {what}  ({program})", flush=True)
+        if failed and lines:
+            print(f"            {lines[0].strip()[:150]}", flush=True)
+        survivors += not failed
+        path.write_text(original)
+        run(["cmake", "--build", str(build), "--target", program])
+    print(f"{len(MUTATIONS) - survivors} of {len(MUTATIONS)} mutations caught")
+    sys.exit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
