@@ -58,7 +58,8 @@ int serve(comm::Communicator& comm, const std::string& directory, int64_t tokens
   at::set_num_threads(1);
   const auto files = trainer::open_model(directory);
   auto model =
-      trainer::load_sharded(files, comm, {.groups = {{.name = "all", .weight_decay = 0.01}}});
+      trainer::load_sharded(files, comm, {.groups = {{.name = "all", .weight_decay = 0.01}}},
+                            trainer::Purpose::kTraining);
   std::vector<int64_t> pids(static_cast<size_t>(comm.size()));
   const int64_t pid = getpid();
   comm.exchange(&pid, sizeof pid, pids.data(), comm::make_tag("pids"));

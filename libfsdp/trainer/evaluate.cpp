@@ -91,7 +91,7 @@ void run_eval(const EvalOptions& options, comm::Communicator& comm) {
   Console console(comm.rank() != 0);
   const auto inputs = open_inputs(options);
   console.line(cat("data: ", inputs.data.summary()));
-  auto model = load_sharded(inputs.files, comm, shard_options(options.ranks));
+  auto model = load_sharded(inputs.files, comm, shard_options(options.ranks), Purpose::kInference);
   const auto record = evaluate(model, inputs.data);
   console.line(eval_line(record, false));
   console.line(cat("eval_loss ", python_repr(record.eval_loss), "  perplexity ",

@@ -38,9 +38,13 @@ ShardOptions shard_options(const TrainOptions& options) {
 }
 
 ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
-                       const ShardOptions& options) {
+                       const ShardOptions& options, Purpose purpose) {
   const auto dtype = options.param_dtype == DType::kBF16 ? at::kBFloat16 : at::kFloat;
   auto model = models::make_causal_lm(files.config, at::TensorOptions(at::kMeta).dtype(dtype));
+  if (purpose == Purpose::kInference) {
+    // Frozen parameters have no gradients, no masters and no optimizer state.
+    for (at::Tensor& parameter : model->parameters()) parameter.requires_grad_(false);
+  }
   // The communicator belongs to the caller: a handle without ownership.
   const std::shared_ptr<comm::Communicator> handle(std::shared_ptr<void>(), &comm);
   auto sharded = fully_shard(std::move(model), handle, with_environment(options));

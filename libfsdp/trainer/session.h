@@ -13,10 +13,13 @@ namespace fsdp::trainer {
 
 using ShardedLm = Sharded<models::LlamaForCausalLM>;
 
+/// What a model is loaded for: for inference it takes no memory for gradients and optimizer state.
+enum class Purpose { kTraining, kInference };
+
 /// Builds the model on the meta device, shards it, and fills each rank's part from the files.
 /// Collective. `comm` must outlive the model. Throws: ModelError, CommError.
 ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
-                       const ShardOptions& options);
+                       const ShardOptions& options, Purpose purpose);
 
 /// What RankOptions mean for sharding; optimizer and checkpointing stay at their defaults.
 ShardOptions shard_options(const RankOptions& options);

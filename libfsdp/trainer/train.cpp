@@ -89,7 +89,7 @@ class TrainRun {
 
   void run(const std::string& resolved_options) {
     announce();
-    auto model = load_sharded(inputs_.files, comm_, shard_options(options_));
+    auto model = load_sharded(inputs_.files, comm_, shard_options(options_), Purpose::kTraining);
     begin_ = Clock::now();
     for (int64_t step = 0; step < plan_.total_steps; ++step) {
       train_step(model, step);
