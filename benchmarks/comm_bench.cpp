@@ -4,9 +4,12 @@
 // Bus bandwidth counts what one rank must receive from its peers: gather (n - 1) * bytes, fold (n -
 // 1) / n * bytes, per second of the slowest rank. A fold takes bf16 sources and gives each rank
 // half of the sums.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -27,25 +30,39 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+/// Destination memory as an arena has it: present, in large pages where the system allows.
+struct Destination {
+  explicit Destination(size_t bytes)
+      : data(static_cast<std::byte*>(std::aligned_alloc(2 << 20, bytes))) {
+    madvise(data.get(), bytes, MADV_HUGEPAGE);
+    std::memset(data.get(), 0, bytes);
+  }
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<std::byte, Free> data;
+};
+
 struct Buffers {
   explicit Buffers(Communicator& c)
-      : source(c.allocate(kLargest, "source")), sums(kLargest / 4), all(kLargest * c.size()) {
+      : source(c.allocate(kLargest, "source")), sums(kLargest), all(kLargest * c.size()) {
     std::memset(source->local(), 0, kLargest);
   }
   std::shared_ptr<SymmetricMemory> source;
-  std::vector<float> sums;
-  std::vector<std::byte> all;
+  Destination sums;
+  Destination all;
 };
 
 void gather_once(Communicator& c, Buffers& b, size_t bytes) {
   c.wait_released(
-      c.begin_gather(c.world(), {b.source.get(), 0, bytes}, b.all.data(), make_tag("gather")));
+      c.begin_gather(c.world(), {b.source.get(), 0, bytes}, b.all.data.get(), make_tag("gather")));
 }
 
 void fold_once(Communicator& c, Buffers& b, size_t bytes) {
   const size_t part = bytes / 2 / c.size();
   c.wait_released(c.begin_fold(c.world(), {b.source.get(), 0, bytes}, fsdp::DType::kBF16,
-                               static_cast<int64_t>(part) * c.rank(), {b.sums.data(), part}, true,
+                               static_cast<int64_t>(part) * c.rank(),
+                               {reinterpret_cast<float*>(b.sums.data.get()), part}, true,
                                make_tag("fold")));
 }
 

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/comm/stream_copy.h"
 #include "libfsdp/kernels/fold.h"
 
 namespace fsdp::comm {
@@ -16,6 +17,9 @@ constexpr int kSliceMs = 100;  // The longest sleep between two looks at the pee
 // is unavoidable. With more ranks than cores it would take the core from who is waited for, so
 // there it is 0.
 constexpr double kSpinSeconds = 10e-6;
+
+constexpr size_t kStreamBytes =
+    16 << 20;  // Larger gathers do not stay in a core's share of the caches.
 
 uint64_t group_key(const Group& group) {
   uint64_t mask = 0;
@@ -252,7 +256,12 @@ void PeerCommunicator::gather(const Pending& pending) {
         members;  // Each starts elsewhere, so that not all read the same memory at once.
     const std::byte* source = pending.memory->peer(pending.members[at]) + pending.offset;
     std::byte* destination = pending.destination + pending.bytes * at;
-    if (source != destination) std::memcpy(destination, source, pending.bytes);
+    if (source == destination) continue;
+    if (pending.bytes * members >= kStreamBytes) {
+      stream_copy(destination, source, pending.bytes);
+    } else {
+      std::memcpy(destination, source, pending.bytes);
+    }
   }
 }
 

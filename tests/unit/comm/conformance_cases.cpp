@@ -63,6 +63,34 @@ void gather_collects_the_parts_of_all(Communicator& c) {
   }
 }
 
+// Beyond the caches another copy is used; parts and places are odd on purpose.
+void gather_collects_large_parts(Communicator& c) {
+  constexpr size_t kWords = (17 << 20) / sizeof(uint32_t);
+  constexpr size_t kBytes = kWords * sizeof(uint32_t) - 3;
+  constexpr size_t kOffset = 5;
+  const auto word_of = [](int rank, size_t i) {
+    return static_cast<uint32_t>(i * 2654435761U) ^ (0x9e3779b9U * (rank + 1));
+  };
+  const auto memory = c.allocate(kOffset + kWords * sizeof(uint32_t), "source");
+  for (size_t i = 0; i < kWords; ++i) {
+    const uint32_t word = word_of(c.rank(), i);
+    std::memcpy(memory->local() + kOffset + i * sizeof(word), &word, sizeof(word));
+  }
+  std::vector<std::byte> all(kBytes * c.size() + 1, std::byte{0x5a});
+  c.wait_released(
+      c.begin_gather(c.world(), {memory.get(), kOffset, kBytes}, all.data(), make_tag("gather")));
+  for (int r = 0; r < c.size(); ++r) {
+    for (size_t i = 0; i < kWords; ++i) {
+      const uint32_t expected = word_of(r, i);
+      const size_t bytes = std::min(sizeof(uint32_t), kBytes - i * sizeof(uint32_t));
+      if (std::memcmp(all.data() + kBytes * r + i * sizeof(uint32_t), &expected, bytes) != 0) {
+        expect(false, cat("word ", i, " of rank ", r));
+      }
+    }
+  }
+  expect(all.back() == std::byte{0x5a}, "nothing is written behind the destination");
+}
+
 void gather_works_in_place(Communicator& c) {
   constexpr size_t kPart = 8192;
   const auto memory = c.allocate(kPart * c.size(), "whole");
@@ -295,6 +323,7 @@ void a_groups_collectives_stay_in_the_group(Communicator& c) {
 const std::vector<ConformanceCase>& data_cases() {
   static const std::vector<ConformanceCase> cases = {
       {"GatherCollectsThePartsOfAll", gather_collects_the_parts_of_all},
+      {"GatherCollectsLargeParts", gather_collects_large_parts},
       {"GatherWorksInPlace", gather_works_in_place},
       {"FoldIsTheLeftFoldBitForBit", fold_is_the_left_fold_bit_for_bit},
       {"SeveralCollectivesAreUnderWayAtOnce", several_collectives_are_under_way_at_once},
