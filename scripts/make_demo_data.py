@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 INSTRUCTION = "Summarize this Debian package description in one short line."
-MIN_DESCRIPTION, MAX_DESCRIPTION = 150, 650  # characters; with the chat template a sample stays below 256 tokens
+MIN_DESCRIPTION, MAX_DESCRIPTION = 150, 580  # characters; with the chat template a sample stays below 256 tokens
 MIN_SYNOPSIS, MAX_SYNOPSIS = 15, 80
 UNWANTED = re.compile(r"transitional|dummy|debug(ging)? symbols|metapackage|meta-package|virtual package", re.I)
 

@@ -119,7 +119,7 @@ class Model(ProgramTest):
 
     def test_a_pickle_is_never_read(self):
         (self.model / "model.safetensors").rename(self.model / "pytorch_model.bin")
-        self.assertIn("safetensors", self.train_error(4))
+        self.assertIn("pickle", self.train_error(4))
 
     def test_weights_that_are_not_numbers_end_the_first_step(self):
         path = self.model / "model.safetensors"

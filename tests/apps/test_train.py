@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import os
+import pathlib
 import signal
 import subprocess
 import time
@@ -108,7 +109,7 @@ class Train(ProgramTest):
         before = (self.folder / "out" / "model.safetensors").read_bytes()
         self.assertIn("--overwrite_output_dir", self.fail_with(2, *arguments))
         self.assertEqual((self.folder / "out" / "model.safetensors").read_bytes(), before)
-        self.succeed(*arguments, "--overwrite_output_dir", "--learning_rate", "5e-3")
+        self.succeed(*arguments, "--overwrite_output_dir", "--seed", 7)
         self.assertNotEqual((self.folder / "out" / "model.safetensors").read_bytes(), before)
 
     def test_lines_are_plain_without_a_terminal(self):
@@ -203,6 +204,7 @@ class Ranks(ProgramTest):
                                          data=self.folder / "many.jsonl")
         process = subprocess.Popen([FINETUNE, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    text=True, start_new_session=True)
+        self.addCleanup(process.communicate)
         self.addCleanup(process.kill)
         metrics = self.folder / "out" / "metrics.jsonl"
         deadline = time.monotonic() + 60
@@ -219,8 +221,13 @@ class Ranks(ProgramTest):
 
     @staticmethod
     def alive(pids):
-        return [pid for pid in pids if os.path.exists(f"/proc/{pid}") and
-                open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"]
+        def state(pid):
+            try:
+                return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            except OSError:
+                return "Z"
+
+        return [pid for pid in pids if state(pid) != "Z"]
 
     def wait_until_gone(self, pids, seconds):
         deadline = time.monotonic() + seconds
