@@ -7,6 +7,7 @@
 
 #include "apps/finetune/program.h"
 #include "libfsdp/base/error.h"
+#include "libfsdp/device/host_allocator.h"
 
 namespace {
 
@@ -22,6 +23,7 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 }  // namespace
 
 int main(int argc, char** argv) {
+  fsdp::device::tune_host_allocator();  // Before any allocation that is worth keeping.
   try {
     return fsdp::app::run_program({argv, argv + argc});
   } catch (const fsdp::Error& error) {

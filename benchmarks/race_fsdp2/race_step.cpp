@@ -18,6 +18,7 @@
 #include "libfsdp/comm/join.h"
 #include "libfsdp/comm/launcher.h"
 #include "libfsdp/device/host_allocator.h"
+#include "libfsdp/models/fast_matmul.h"
 #include "libfsdp/trainer/session.h"
 
 namespace {
@@ -56,6 +57,7 @@ double run_steps(trainer::ShardedLm& model, int64_t& step, int64_t steps, int64_
 
 int serve(comm::Communicator& comm, const std::string& directory, int64_t tokens) {
   at::set_num_threads(1);
+  models::use_fast_float32_matmul();
   const auto files = trainer::open_model(directory);
   auto model =
       trainer::load_sharded(files, comm, {.groups = {{.name = "all", .weight_decay = 0.01}}},

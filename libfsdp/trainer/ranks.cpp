@@ -10,6 +10,7 @@
 #include "libfsdp/base/log.h"
 #include "libfsdp/comm/join.h"
 #include "libfsdp/comm/launcher.h"
+#include "libfsdp/models/fast_matmul.h"
 
 namespace fsdp::trainer {
 namespace {
@@ -40,6 +41,7 @@ void call_translated(const std::function<void(comm::Communicator&)>& body,
 
 int run_as_rank(const RankOptions& options, const std::function<void(comm::Communicator&)>& body) {
   if (options.deterministic && std::getenv("OMP_NUM_THREADS") == nullptr) at::set_num_threads(1);
+  models::use_fast_float32_matmul();
   const auto whole = [&](comm::Communicator& communicator) {
     if (communicator.size() > 1) log::set_rank(communicator.rank());
     call_translated(body, communicator);
