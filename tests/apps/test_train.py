@@ -76,7 +76,8 @@ class Train(ProgramTest):
         result = json.loads((self.folder / "out" / "eval_results.json").read_text())
         self.assertEqual(result["eval_loss"], rows[-1]["eval_loss"])
         self.succeed("eval", "--model_name_or_path", self.folder / "out", "--validation_file", validation,
-                     "--max_seq_length", 64, "--output_dir", self.folder / "again", "--nproc_per_node", 2)
+                     "--max_seq_length", 64, "--output_dir", self.folder / "again", "--nproc_per_node", 2,
+                     "--per_device_eval_batch_size", 2)  # three micro-batches: rank 1 has one fewer
         again = json.loads((self.folder / "again" / "eval_results.json").read_text())
         self.assertAlmostEqual(again["eval_loss"], result["eval_loss"], places=6)
         self.assertEqual(again["eval_samples"], 5)
