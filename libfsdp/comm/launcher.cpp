@@ -280,12 +280,14 @@ class Launch {
   int verdict() {
     const auto own = std::find_if(failures_.begin(), failures_.end(),
                                   [](const Failure& one) { return !one.consequence; });
-    const auto cause = own != failures_.end() ? own : failures_.begin();
+    const bool interrupted = orderly_code_ == static_cast<int>(ExitCode::kInterrupted);
+    // A rank that lost its peer to an interrupt is no failure either.
+    const auto cause = own != failures_.end() || interrupted ? own : failures_.begin();
     if (cause != failures_.end()) {
       say(cat("rank ", cause->rank, cause->text));
       return cause->code;
     }
-    if (orderly_code_ == static_cast<int>(ExitCode::kInterrupted)) {
+    if (interrupted) {
       say(interrupted_by_ == 0
               ? "interrupted, nothing saved"
               : cat("interrupted by ", signal_name(interrupted_by_), ", nothing saved"));
