@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/race_fsdp2/race.py --model build/demo/smol [--rounds 7] [--report FILE.md]
 
-Both sides stay loaded; in each round each runs its steps while the other sleeps, in alternating order (A B B A ...).
-Three racers: ours, the peer as it comes, and the peer with a malloc tuned to keep its pages. Memory is the largest
-sum of PSS over a side's ranks, sampled in extra rounds that are not timed, and VmHWM. Losses must agree to 1e-5.
+Two races: against the peer as it comes, and against the peer with a malloc tuned to keep its pages. Both sides of a race
+stay loaded; in each round each runs its steps while the other sleeps, in alternating order (A B B A ...). Memory is the
+largest sum of PSS over a side's ranks, sampled in extra rounds that are not timed, and VmHWM. Losses must agree to 1e-5.
 """
 
 import argparse
@@ -46,6 +46,8 @@ class Racer:
 
     def run(self, steps):
         for process in self.processes:
+            if process.poll() is not None:
+                sys.exit(f"{self.name} has ended with {process.returncode}")
             process.stdin.write(f"{steps}\n")
             process.stdin.flush()
         return self.read()
@@ -104,9 +106,8 @@ def start_peer(name, options, environment):
     return Racer(name, processes)
 
 
-def race(options):
-    racers = [start_ours(options), start_peer("FSDP2 + gloo", options, {}),
-              start_peer("FSDP2 + gloo, tuned malloc", options, TUNED_MALLOC)]
+def race(options, name, environment):
+    racers = [start_ours(options), start_peer(name, options, environment)]
     for racer in racers:
         racer.run(options.warmup)
     for number in range(options.rounds):
@@ -126,32 +127,35 @@ def race(options):
     return racers
 
 
-def report(options, racers):
-    ours = racers[0]
+def rows(options, ours, peer):
     tokens = options.tokens * options.ranks * options.steps
-
-    def middle(racer, key):
-        return statistics.median(result[key] for result in racer.results)
-
-    lines = ["| | s/step, median (min-max) | tokens/s | CPU s/step | peak PSS MiB | peak RSS MiB | "
-             "our tokens/s ratio, median of rounds (min-max) | our PSS ratio | our RSS ratio |", "|---|" + "--:|" * 8]
-    for racer in racers:
+    ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(ours.results, peer.results)]
+    for racer in (ours, peer):
         each = [result["seconds"] / options.steps for result in racer.results]
-        ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(ours.results, racer.results)]
-        lines.append(
-            f"| {racer.name} | {statistics.median(each):.3f} ({min(each):.3f}-{max(each):.3f}) "
-            f"| {tokens / middle(racer, 'seconds'):.1f} | {middle(racer, 'cpu_seconds') / options.steps:.3f} "
-            f"| {racer.pss / 2**20:.0f} | {racer.rss / 2**20:.0f} "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) "
-            f"| {ours.pss / racer.pss:.2f} | {ours.rss / racer.rss:.2f} |")
+        cpu = statistics.median(result["cpu_seconds"] for result in racer.results) / options.steps
+        yield (f"| {racer.name} | {statistics.median(each):.3f} ({min(each):.3f}-{max(each):.3f}) "
+               f"| {tokens / options.steps / statistics.median(each):.1f} | {cpu:.3f} "
+               f"| {racer.pss / 2**20:.0f} | {racer.rss / 2**20:.0f} ")
+    yield (f"| **ours against {peer.name}** | **{statistics.median(ratios):.2f}x tokens/s** "
+           f"({min(ratios):.2f}-{max(ratios):.2f} by round) | | "
+           f"| **{ours.pss / peer.pss:.2f}** | **{ours.rss / peer.rss:.2f}** ")
+
+
+def report(options, races):
+    lines = ["| | s/step, median (min-max) | tokens/s | CPU s/step, all ranks | peak PSS MiB | peak RSS MiB |",
+             "|---|" + "--:|" * 5]
+    for ours, peer in races:
+        lines += [row + "|" for row in rows(options, ours, peer)]
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine())
     import torch
     import transformers
+    losses = ", ".join(f"{ours.results[-1]['loss']:.7f} and {peer.results[-1]['loss']:.7f}" for ours, peer in races)
     head = [f"{options.ranks} ranks x 1 thread, {options.tokens} tokens a rank, fp32, AdamW, clipping; "
             f"{options.rounds} interleaved rounds of {options.steps} steps; {os.cpu_count()} cores, {cpu}; "
             f"torch {torch.__version__}, transformers {transformers.__version__}.",
-            f"Last losses: {', '.join(format(racer.results[-1]['loss'], '.7f') for racer in racers)}.",
-            "Command: `" + " ".join(["benchmarks/race_fsdp2/race.py"] + sys.argv[1:]) + "`.", ""]
+            f"Last losses: {losses}. Load average at the end: {os.getloadavg()[0]:.1f}.",
+            "Command: `benchmarks/race_fsdp2/race.py --model MODEL " + " ".join(
+                f"--{key} {getattr(options, key)}" for key in ("ranks", "tokens", "rounds", "steps", "warmup")) + "`.", ""]
     return "\n".join(head + lines) + "\n"
 
 
@@ -166,7 +170,8 @@ def main():
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--report")
     options = parser.parse_args()
-    text = report(options, race(options))
+    races = [race(options, "FSDP2 + gloo", {}), race(options, "FSDP2 + gloo, tuned malloc", TUNED_MALLOC)]
+    text = report(options, races)
     print(text)
     if options.report:
         pathlib.Path(options.report).write_text("# Training step against PyTorch FSDP2 + gloo\n\n" + text)
