@@ -207,6 +207,7 @@ void Executor::begin_step(int64_t micro_batches) {
   results_.assign(at(micro_batches_), {});
   for (auto& flags : used_) std::fill(flags.begin(), flags.end(), uint8_t{0});
   in_step_ = true;
+  comm_->report_progress(step_ + 1, "forward");
   schedule_ = nullptr;
   const bool order_known = order_.size() + 1 == layout().units.size();
   if (order_known) compile_schedule();
@@ -265,6 +266,7 @@ void Executor::start_backward(double loss_sum, int64_t trainable_tokens) {
     throw ConfigError(
         cat(where(), ": begin_step announced only ", local_micro_batches_, " micro-batches"));
   }
+  comm_->report_progress(step_ + 1, "backward");
   results_[at(micro_batch_)] = {.loss_sum = loss_sum, .trainable_tokens = trainable_tokens};
   if (!schedule_) compile_behind_first_forward();
   for (auto& flags : arrived_) std::fill(flags.begin(), flags.end(), uint8_t{0});
@@ -311,6 +313,7 @@ void Executor::finish_backward() {
   ++cursor_;
   in_backward_ = false;
   ++micro_batch_;
+  comm_->report_progress(step_ + 1, "forward");
   issue_communication();  // Peers can read these gradients from now on.
 }
 
@@ -470,6 +473,7 @@ StepStats Executor::finish_step(const StepOptions& options) {
     throw ConfigError(cat("finish after ", micro_batch_, " of the ", local_micro_batches_,
                           " micro-batches that begin_step announced"));
   }
+  comm_->report_progress(step_ + 1, "update");
   while (micro_batch_ < micro_batches_) ghost_micro_batch();
   advance();
   check(schedule_->ops[cursor_].kind == plan::OpKind::kPacket,
