@@ -62,6 +62,13 @@ def corpus():
     for n in range(270):
         pool = pools[n % len(pools)]
         texts.append("".join(rng.choice(pool) for _ in range(rng.randint(1, 60))))
+    letters = [w for w in WORDS if w.isascii() and w.isalpha()]
+    for n in range(60):  # words of many symbols, where the order of the merges matters
+        parts = letters if n % 2 else "etaoinshrdlu"
+        texts.append("".join(rng.choice(parts) for _ in range(rng.randint(30, 300))))
+    for mark in [0x7FD, 0x898, 0x8D0, 0x1ABF, 0x1DF6, 0x10EAB, 0x10F46, 0x1E08F, 0x1E130]:  # newer than the normalizer
+        texts.append(f"a{chr(mark)}\u0301\u0323 e\u0301{chr(mark)}\u0323")
+    texts.append("\U00011935\U00011930 \U00011938 \U00016121\U0001611f")
     for _ in range(60):
         points = (rng.choice([rng.randrange(0x80), rng.randrange(0x3000), rng.randrange(0x110000)]) for _ in range(40))
         texts.append("".join(chr(p) for p in points if not 0xD800 <= p < 0xE000))
