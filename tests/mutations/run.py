@@ -1,6 +1,6 @@
 """Breaks the engine on purpose, one place at a time, and requires that a test fails.
 
-    python3 tests/mutations/run.py [--work DIR]
+    python3 tests/mutations/run.py [--work DIR] [--programs plan_test training_test finetune]
 
 Copies the tree, builds the tests once, then for each mutation: edit, build, run the test that must object, undo. Not
 part of the ordinary tests: it takes some minutes. Exits 1 when a mutation survives.
@@ -62,19 +62,21 @@ def objects(build, tree, program, test):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default=str(ROOT / "build/mutations"))
+    parser.add_argument("--programs", nargs="*", help="only mutations that these programs must catch")
     options = parser.parse_args()
+    mutations = [one for one in MUTATIONS if not options.programs or one[4] in options.programs]
     work = pathlib.Path(options.work)
     tree, build = work / "tree", work / "build"
     shutil.rmtree(tree, ignore_errors=True)
     shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns("build", ".git"))
-    programs = sorted({mutation[4] for mutation in MUTATIONS})
+    programs = sorted({mutation[4] for mutation in mutations})
     for command in (["cmake", "-G", "Ninja", "-S", str(tree), "-B", str(build), "-DFSDP_WITH_CUDA=OFF"],
                     ["cmake", "--build", str(build), "--target", *programs]):
         done = run(command)
         if done.returncode:
             sys.exit(done.stdout + done.stderr)
     survivors = 0
-    for what, file, text, replacement, program, test in MUTATIONS:
+    for what, file, text, replacement, program, test in mutations:
         path = tree / file
         original = path.read_text()
         if original.count(text) != 1:
@@ -94,7 +96,7 @@ def main():
         survivors += not failed
         path.write_text(original)
         run(["cmake", "--build", str(build), "--target", program])
-    print(f"{len(MUTATIONS) - survivors} of {len(MUTATIONS)} mutations caught")
+    print(f"{len(mutations) - survivors} of {len(mutations)} mutations caught")
     sys.exit(1 if survivors else 0)
 
 
