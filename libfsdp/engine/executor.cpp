@@ -160,6 +160,7 @@ void Executor::compile_schedule() {
   schedule_ = &found->second;
   schedule_hash_ = schedule_->hash();
   tickets_.assign(schedule_->ops.size(), {});
+  previous_tickets_.resize(schedule_->ops.size());  // Now, so that later steps allocate nothing.
   cursor_ = 0;
 }
 
