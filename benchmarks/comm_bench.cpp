@@ -103,7 +103,11 @@ int run(Communicator& c, const char* transport) {
   }
   const double barrier = measure(
       c, [&](size_t) { c.barrier(make_tag("barrier")); }, 1024);
-  if (c.rank() == 0) std::printf("%12s %14.1f us\n\n", "barrier", barrier * 1e6);
+  const double fence = measure(
+      c, [&](size_t) { c.finish(c.begin_fence(c.world(), make_tag("fence"))); }, 1024);
+  if (c.rank() == 0)
+    std::printf("%12s %14.1f us\n%12s %14.1f us\n\n", "barrier", barrier * 1e6, "fence",
+                fence * 1e6);
   std::fflush(stdout);
   return 0;
 }

@@ -23,6 +23,8 @@ const char* kind_name(CollectiveKind kind) {
       return "barrier";
     case CollectiveKind::kAllocate:
       return "allocation";
+    case CollectiveKind::kFence:
+      return "fence";
   }
   return "collective";
 }
@@ -42,7 +44,7 @@ std::string describe(const Tag& tag) {
   if (tag.what[0] != '\0' && text != tag.what) text += cat(" '", tag.what, "'");
   if (tag.unit >= 0) text += cat(" of unit ", tag.unit);
   if (tag.step >= 0) text += cat(" at step ", tag.step);
-  if (tag.kind == CollectiveKind::kBarrier) return text;
+  if (tag.kind == CollectiveKind::kBarrier || tag.kind == CollectiveKind::kFence) return text;
   const bool typed = tag.kind == CollectiveKind::kFold;
   return text + cat(" (", typed ? cat(dtype_name(tag.dtype), ", ") : "", tag.bytes, " bytes)");
 }

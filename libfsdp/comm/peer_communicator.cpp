@@ -174,6 +174,13 @@ Ticket PeerCommunicator::begin_fold(const Group& group, SymmetricSpan source, DT
   return {begun_};
 }
 
+Ticket PeerCommunicator::begin_fence(const Group& group, Tag tag) {
+  Pending& pending = post(CollectiveKind::kFence, DType::kU8, group, 0, 0, 0, tag);
+  pending.bytes = 0;
+  publish(pending);
+  return {begun_};
+}
+
 // ---- Finishing ----
 
 void PeerCommunicator::finish(Ticket ticket) {
@@ -229,6 +236,7 @@ void PeerCommunicator::move_data(Pending& pending) {
     case CollectiveKind::kFold:
       return fold(pending);
     case CollectiveKind::kBarrier:
+    case CollectiveKind::kFence:
       return;
     case CollectiveKind::kBroadcast: {
       const auto root = static_cast<int>(pending.posted.offset);
@@ -325,7 +333,9 @@ void PeerCommunicator::broadcast(void* data, size_t bytes, int root, Tag tag) {
 }
 
 void PeerCommunicator::barrier(Tag tag) {
-  publish(post(CollectiveKind::kBarrier, DType::kU8, world_, 0, 0, 0, tag));
+  Pending& pending = post(CollectiveKind::kBarrier, DType::kU8, world_, 0, 0, 0, tag);
+  pending.bytes = 0;
+  publish(pending);
   finish({begun_});
 }
 
@@ -334,39 +344,77 @@ void PeerCommunicator::barrier(Tag tag) {
 std::shared_ptr<SymmetricMemory> PeerCommunicator::allocate(size_t bytes, std::string_view label) {
   throw_if_aborted();
   auto block = std::make_shared<SharedBlock>(++allocations_, rank_, size_, bytes);
-  std::string error;
-  try {
-    create_part(*block, label);
-  } catch (const HostResourceError& e) {
-    error = e.what();
-  }
-  agree_on_memory(error, bytes, label);
-  try {
-    attach_parts(*block);
-  } catch (const HostResourceError& e) {
-    error = e.what();
-  }
-  agree_on_memory(error, bytes, label);
-  parts_attached(*block);
+  do_and_agree(world_, bytes, label,
+               [&] { block->parts[rank_] = create_part(block->id(), world_, bytes, label); });
+  do_and_agree(world_, bytes, label, [&] {
+    for (const int peer : world_) {
+      if (peer != rank_) block->parts[peer] = attach_part(block->id(), peer, bytes, false);
+    }
+  });
+  parts_settled(block->id());
   return block;
 }
 
-void PeerCommunicator::agree_on_memory(const std::string& error, size_t bytes,
+std::shared_ptr<SharedMemory> PeerCommunicator::allocate_shared(const Group& group, size_t bytes,
+                                                                std::string_view label) {
+  throw_if_aborted();
+  check(std::binary_search(group.begin(), group.end(), rank_),
+        "a shared block's group does not contain this rank");
+  const uint32_t id = ++allocations_;
+  std::shared_ptr<Mapping> mapping;
+  do_and_agree(group, bytes, label, [&] {
+    if (group.front() == rank_) mapping = create_part(id, group, bytes, label);
+  });
+  do_and_agree(group, bytes, label, [&] {
+    if (group.front() != rank_) mapping = attach_part(id, group.front(), bytes, true);
+  });
+  parts_settled(id);
+  return std::make_shared<BlockHeldOnce>(std::move(mapping), bytes);
+}
+
+template <class Work>
+void PeerCommunicator::do_and_agree(const Group& group, size_t bytes, std::string_view label,
+                                    Work work) {
+  std::string error;
+  try {
+    work();
+  } catch (const HostResourceError& e) {
+    error = e.what();
+  }
+  try {
+    agree_on_memory(error, group, bytes, label);
+  } catch (const HostResourceError&) {
+    parts_settled(allocations_);
+    throw;
+  }
+}
+
+void PeerCommunicator::agree_on_memory(const std::string& error, const Group& group, size_t bytes,
                                        std::string_view label) {
-  using Text = std::array<char, 200>;
-  Text mine{};
-  std::memcpy(mine.data(), error.data(), std::min(error.size(), mine.size() - 1));
-  std::vector<Text> all(size_);
-  run_exchange(CollectiveKind::kAllocate, mine.data(), mine.size(), all.data(),
+  struct State {
+    uint64_t group = 0;
+    std::array<char, 200> error{};
+  };
+  State mine;
+  mine.group = group_key(group);
+  std::memcpy(mine.error.data(), error.data(), std::min(error.size(), mine.error.size() - 1));
+  std::vector<State> all(size_);
+  run_exchange(CollectiveKind::kAllocate, &mine, sizeof(mine), all.data(),
                static_cast<int64_t>(bytes), make_tag(label));
+  for (const int member : group) {
+    if (all[member].group == mine.group) continue;
+    fail(cat("[comm] ranks ", rank_, " and ", member, " differ over who holds '", label, "': rank ",
+             rank_, " gave the group ", group_text(mine.group), ", rank ", member, " ",
+             group_text(all[member].group)));
+  }
   std::string failed;
   for (int peer = 0; peer < size_; ++peer) {
-    if (all[peer][0] != '\0') failed += cat("\n  rank ", peer, ": ", all[peer].data());
+    if (all[peer].error[0] != '\0') failed += cat("\n  rank ", peer, ": ", all[peer].error.data());
   }
   if (failed.empty()) return;
   throw HostResourceError(cat(
-      "[comm] no memory for '", label, "', ", bytes, " bytes on each of ", size_, " ranks:", failed,
-      "\n  Hint: the memory limit of the host or container is too small for this plan."));
+      "[comm] no memory for '", label, "', ", bytes, " bytes for each of ", size_, " ranks:",
+      failed, "\n  Hint: the memory limit of the host or container is too small for this plan."));
 }
 
 // ---- Waiting ----

@@ -32,6 +32,19 @@ class SharedBlock final : public SymmetricMemory, public std::enable_shared_from
   size_t bytes_;
 };
 
+/// A block that a group holds once, as one member maps it.
+class BlockHeldOnce final : public SharedMemory {
+ public:
+  BlockHeldOnce(std::shared_ptr<Mapping> mapping, size_t bytes)
+      : mapping_(std::move(mapping)), bytes_(bytes) {}
+  size_t bytes() const override { return bytes_; }
+  std::byte* data() override { return mapping_->data(); }
+
+ private:
+  std::shared_ptr<Mapping> mapping_;
+  size_t bytes_;
+};
+
 /// Note [Sequence numbers] Every collective of a world has a number, the same on all ranks, also
 /// when different groups run at the same place of the program. A rank publishes two counters, begun
 /// and finished, and for each number that is under way what it has posted. finish waits for the
@@ -44,10 +57,15 @@ class PeerCommunicator : public Communicator {
   int size() const override { return size_; }
 
   std::shared_ptr<SymmetricMemory> allocate(size_t bytes, std::string_view label) override;
+  /// Ranks of one host can always share.
+  bool can_share(const Group&) const override { return true; }
+  std::shared_ptr<SharedMemory> allocate_shared(const Group& group, size_t bytes,
+                                                std::string_view label) override;
   Ticket begin_gather(const Group& group, SymmetricSpan source, std::byte* destination,
                       Tag tag) override;
   Ticket begin_fold(const Group& group, SymmetricSpan source, DType dtype, int64_t begin,
                     std::span<float> destination, bool accumulate, Tag tag) override;
+  Ticket begin_fence(const Group& group, Tag tag) override;
   void finish(Ticket ticket) override;
   void wait_released(Ticket ticket) override;
   void exchange(const void* mine, size_t bytes, void* all, Tag tag) override;
@@ -61,12 +79,15 @@ class PeerCommunicator : public Communicator {
   PeerCommunicator(std::shared_ptr<Mapping> keeper, ControlView control, int rank,
                    const CommOptions& options);
 
-  /// Makes this rank's part of the block; throws HostResourceError.
-  virtual void create_part(SharedBlock& block, std::string_view label) = 0;
-  /// Makes the peers' parts visible, after all of them exist; throws HostResourceError.
-  virtual void attach_parts(SharedBlock& block) = 0;
-  /// Called when all ranks have attached.
-  virtual void parts_attached(SharedBlock&) {}
+  /// Makes memory of this rank for allocation `id`, which `users` will attach; throws
+  /// HostResourceError.
+  virtual std::shared_ptr<Mapping> create_part(uint32_t id, const Group& users, size_t bytes,
+                                               std::string_view label) = 0;
+  /// The memory that `owner` made for allocation `id`; throws HostResourceError.
+  virtual std::shared_ptr<Mapping> attach_part(uint32_t id, int owner, size_t bytes,
+                                               bool writable) = 0;
+  /// Called when all ranks have attached, or when the allocation has failed on all.
+  virtual void parts_settled(uint32_t /*id*/) {}
   /// Why nothing will ever come from `rank` again, or empty. Called about ten times a second while
   /// waiting for it.
   virtual std::string why_lost(int rank) = 0;
@@ -103,7 +124,10 @@ class PeerCommunicator : public Communicator {
   int next_staging_half();
   void run_exchange(CollectiveKind kind, const void* mine, size_t bytes, void* all,
                     int64_t tag_bytes, Tag tag);
-  void agree_on_memory(const std::string& error, size_t bytes, std::string_view label);
+  template <class Work>
+  void do_and_agree(const Group& group, size_t bytes, std::string_view label, Work work);
+  void agree_on_memory(const std::string& error, const Group& group, size_t bytes,
+                       std::string_view label);
 
   std::shared_ptr<Mapping> keeper_;
   ControlView control_;

@@ -101,39 +101,36 @@ class ShmCommunicator final : public PeerCommunicator {
   }  // Before the links close: a rank that leaves is not taken for dead.
 
  private:
-  // See attach_parts: descriptors are sent before the ranks agree, so that nobody waits for a
+  // See attach_part: descriptors are sent before the ranks agree, so that nobody waits for a
   // message.
-  void create_part(SharedBlock& block, std::string_view label) override {
-    const FileDescriptor file(make_memory_file(label, block.bytes()));
-    block.parts[rank()] = Mapping::of_file(file.get(), block.bytes(), true);
-    for (int peer = 0; peer < size(); ++peer) {
+  std::shared_ptr<Mapping> create_part(uint32_t id, const Group& users, size_t bytes,
+                                       std::string_view label) override {
+    const FileDescriptor file(make_memory_file(label, bytes));
+    auto part = Mapping::of_file(file.get(), bytes, true);
+    for (const int peer : users) {
       // A peer that is gone is noticed, with its reason, in the wait that follows.
       if (peer != rank())
-        send_message(links_[peer].get(), bytes_of(BlockHeader{block.id(), block.bytes()}),
-                     {file.get()});
+        send_message(links_[peer].get(), bytes_of(BlockHeader{id, bytes}), {file.get()});
     }
+    return part;
   }
 
-  void attach_parts(SharedBlock& block) override {
-    for (int peer = 0; peer < size(); ++peer) {
-      if (peer == rank()) continue;
-      const FileDescriptor file = receive_block(peer, block);
-      block.parts[peer] = Mapping::of_file(file.get(), block.bytes(), false);
-    }
+  std::shared_ptr<Mapping> attach_part(uint32_t id, int owner, size_t bytes,
+                                       bool writable) override {
+    return Mapping::of_file(receive_block(owner, id, bytes).get(), bytes, writable);
   }
 
-  FileDescriptor receive_block(int peer, const SharedBlock& block) {
+  FileDescriptor receive_block(int peer, uint32_t id, size_t bytes) {
     for (;;) {
       Message message = receive_message(links_[peer].get(), 0);
       BlockHeader header;
       if (message.bytes.size() != sizeof(header) || message.descriptors.size() != 1) {
-        fail(cat("[comm] rank ", peer, " was to hand over its block ", block.id(), " and did not"));
+        fail(cat("[comm] rank ", peer, " was to hand over its block ", id, " and did not"));
       }
       std::memcpy(&header, message.bytes.data(), sizeof(header));
       // Left over from an allocation that failed on another rank.
-      if (header.id < block.id()) continue;
-      check(header.id == block.id() && header.bytes == block.bytes(),
-            "a peer's block is not the one asked for");
+      if (header.id < id) continue;
+      check(header.id == id && header.bytes == bytes, "a peer's block is not the one asked for");
       return std::move(message.descriptors[0]);
     }
   }

@@ -28,22 +28,25 @@ class ThreadWorld::Rank final : public PeerCommunicator {
         state_(std::move(state)) {}
 
  private:
-  void create_part(SharedBlock& block, std::string_view) override {
-    block.parts[rank()] = Mapping::anonymous(block.bytes());
+  std::shared_ptr<Mapping> create_part(uint32_t id, const Group&, size_t bytes,
+                                       std::string_view) override {
+    auto part = Mapping::anonymous(bytes);
     const std::lock_guard lock(state_->mutex);
-    state_->parts[block.id()][rank()] = block.parts[rank()];
+    state_->parts[id][rank()] = part;
+    return part;
   }
 
-  void attach_parts(SharedBlock& block) override {
+  std::shared_ptr<Mapping> attach_part(uint32_t id, int owner, size_t, bool) override {
     const std::lock_guard lock(state_->mutex);
-    for (const auto& [owner, part] : state_->parts[block.id()]) block.parts[owner] = part;
+    return state_->parts.at(id).at(owner);
   }
 
-  void parts_attached(SharedBlock& block) override {
+  void parts_settled(uint32_t id) override {
     const std::lock_guard lock(state_->mutex);
-    auto& parts = state_->parts[block.id()];
-    parts.erase(rank());
-    if (parts.empty()) state_->parts.erase(block.id());
+    const auto parts = state_->parts.find(id);
+    if (parts == state_->parts.end()) return;
+    parts->second.erase(rank());
+    if (parts->second.empty()) state_->parts.erase(parts);
   }
 
   std::string why_lost(int) override { return {}; }  // Threads of one process die together.

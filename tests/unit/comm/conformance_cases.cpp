@@ -15,6 +15,14 @@ void expect(bool condition, const std::string& what) {
   if (!condition) throw std::runtime_error("not so: " + what);
 }
 
+std::vector<ConformanceCase> all_cases() {
+  std::vector<ConformanceCase> all;
+  for (const auto* list : {&data_cases(), &shared_cases(), &failure_cases()}) {
+    all.insert(all.end(), list->begin(), list->end());
+  }
+  return all;
+}
+
 namespace {
 
 uint64_t mix(uint64_t x) {

@@ -22,8 +22,13 @@ struct ConformanceCase {
 
 /// Data arrives, in the right place and order.
 const std::vector<ConformanceCase>& data_cases();
+/// Memory that a group holds once, and fences.
+const std::vector<ConformanceCase>& shared_cases();
 /// What goes wrong is an error on every rank.
 const std::vector<ConformanceCase>& failure_cases();
+
+/// The cases of all lists.
+std::vector<ConformanceCase> all_cases();
 
 /// Throws with `what` unless true.
 void expect(bool condition, const std::string& what);

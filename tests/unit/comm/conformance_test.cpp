@@ -38,10 +38,9 @@ constexpr World kWorlds[] = {
 };
 
 const ConformanceCase& case_named(const std::string& name) {
-  for (const auto* list : {&data_cases(), &failure_cases()}) {
-    for (const ConformanceCase& one : *list) {
-      if (one.name == name) return one;
-    }
+  static const std::vector<ConformanceCase> all = all_cases();
+  for (const ConformanceCase& one : all) {
+    if (one.name == name) return one;
   }
   throw std::runtime_error("no case " + name);
 }
@@ -104,10 +103,8 @@ TEST_P(ConformanceTest, Holds) {
 std::vector<std::tuple<World, ConformanceCase>> all_runs() {
   std::vector<std::tuple<World, ConformanceCase>> runs;
   for (const World& world : kWorlds) {
-    for (const auto* list : {&data_cases(), &failure_cases()}) {
-      for (const ConformanceCase& one : *list) {
-        if (world.size >= one.smallest_world) runs.emplace_back(world, one);
-      }
+    for (const ConformanceCase& one : all_cases()) {
+      if (world.size >= one.smallest_world) runs.emplace_back(world, one);
     }
   }
   return runs;
