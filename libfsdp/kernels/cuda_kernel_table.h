@@ -13,7 +13,7 @@
 namespace fsdp::kernels {
 
 /// Raised whenever the table's layout changes.
-constexpr int32_t kCudaKernelTableVersion = 1;
+constexpr int32_t kCudaKernelTableVersion = 2;
 
 enum class FoldType : int32_t { kF32, kBf16, kF16 };
 

@@ -103,10 +103,18 @@ FSDP_HD float join_master(uint16_t high, uint16_t remainder) {
   return bits_float(((uint32_t{high} - carry) << 16) | remainder);
 }
 
+/// The gradient that an update descends along: scaled, then clamped to [-clip_value, clip_value].
+FSDP_HD float prepared_gradient(float gradient, float grad_scale, float clip_value) {
+  const float scaled = gradient * grad_scale;
+  const float from_below = scaled < -clip_value ? -clip_value : scaled;
+  return from_below > clip_value ? clip_value : from_below;
+}
+
 /// Everything an AdamW step needs besides the arrays, computed once on the host (see
 /// optim/optimizer.cpp).
 struct AdamWScalars {
   float grad_scale;  ///< Multiplied into the gradient first: clip coefficient / tokens.
+  float clip_value;  ///< Then it is clamped to [-clip_value, clip_value]; infinite = not.
   float decay;       ///< 1 - lr * weight_decay.
   float one_minus_beta1;
   float beta2;
@@ -119,7 +127,7 @@ struct AdamWScalars {
 /// One element of torch.optim.AdamW, its operations in its order; returns the new parameter.
 FSDP_HD float adamw_element(float parameter, float gradient, float& exp_avg, float& exp_avg_sq,
                             const AdamWScalars& s) {
-  const float g = gradient * s.grad_scale;
+  const float g = prepared_gradient(gradient, s.grad_scale, s.clip_value);
   const float decayed = parameter * s.decay;
   const float m = exp_avg + s.one_minus_beta1 * (g - exp_avg);
   const float v = exp_avg_sq * s.beta2 + s.one_minus_beta2 * g * g;
@@ -131,6 +139,7 @@ FSDP_HD float adamw_element(float parameter, float gradient, float& exp_avg, flo
 
 struct SgdScalars {
   float grad_scale;    ///< Multiplied into the gradient first.
+  float clip_value;    ///< Then it is clamped to [-clip_value, clip_value]; infinite = not.
   float weight_decay;  ///< Added to the gradient as weight_decay * parameter, as torch.optim.SGD
                        ///< does.
   float learning_rate;
@@ -139,7 +148,7 @@ struct SgdScalars {
 
 /// Gradient that SGD descends along, before momentum.
 FSDP_HD float sgd_gradient(float parameter, float gradient, const SgdScalars& s) {
-  return gradient * s.grad_scale + s.weight_decay * parameter;
+  return prepared_gradient(gradient, s.grad_scale, s.clip_value) + s.weight_decay * parameter;
 }
 
 /// Without momentum; returns the new parameter.

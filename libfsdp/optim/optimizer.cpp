@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "libfsdp/base/checked.h"
@@ -28,6 +29,11 @@ void require(bool condition, std::string_view field, double value, std::string_v
     throw ConfigError(cat("optimizer: ", field, " is ", value, "; expected ", expected));
 }
 
+float clip_bound(const UpdateScalars& scalars) {
+  return scalars.clip_value > 0 ? static_cast<float>(scalars.clip_value)
+                                : std::numeric_limits<float>::infinity();
+}
+
 kernels::AdamWScalars adamw_scalars(const OptimizerOptions& options, const ParamGroup& group,
                                     const UpdateScalars& scalars) {
   const double rate = scalars.learning_rate * group.lr_scale;
@@ -35,6 +41,7 @@ kernels::AdamWScalars adamw_scalars(const OptimizerOptions& options, const Param
   const double correction1 = 1 - std::pow(options.beta1, step);
   const double correction2 = 1 - std::pow(options.beta2, step);
   return {.grad_scale = static_cast<float>(scalars.gradient_scale),
+          .clip_value = clip_bound(scalars),
           .decay = static_cast<float>(1 - rate * group.weight_decay),
           .one_minus_beta1 = static_cast<float>(1 - options.beta1),
           .beta2 = static_cast<float>(options.beta2),
@@ -47,6 +54,7 @@ kernels::AdamWScalars adamw_scalars(const OptimizerOptions& options, const Param
 kernels::SgdScalars sgd_scalars(const OptimizerOptions& options, const ParamGroup& group,
                                 const UpdateScalars& scalars) {
   return {.grad_scale = static_cast<float>(scalars.gradient_scale),
+          .clip_value = clip_bound(scalars),
           .weight_decay = static_cast<float>(group.weight_decay),
           .learning_rate = static_cast<float>(scalars.learning_rate * group.lr_scale),
           .momentum = static_cast<float>(options.momentum)};
@@ -58,9 +66,11 @@ class HostOptimizer : public ShardOptimizer {
   HostOptimizer(const OptimizerOptions& options, int64_t numel)
       : options_(options),
         numel_(numel),
-        arena_(arena_bytes(options, numel), {.label = "optimizer state"}) {
+        arena_(static_cast<size_t>(state_bytes(options, numel)), {.label = "optimizer state"}) {
     for (const std::string_view name : state_names(options)) {
-      state_.push_back({name, arena_.allocate_array<float>(numel)});
+      state_.push_back({.name = name,
+                        .dtype = DType::kF32,
+                        .values = std::as_writable_bytes(arena_.allocate_array<float>(numel))});
     }
   }
 
@@ -83,16 +93,9 @@ class HostOptimizer : public ShardOptimizer {
                               const UpdateScalars& scalars) = 0;
 
   const OptimizerOptions& options() const { return options_; }
-  float* state(size_t index) const { return state_[index].values.data(); }
+  float* state(size_t index) const { return reinterpret_cast<float*>(state_[index].values.data()); }
 
  private:
-  static size_t arena_bytes(const OptimizerOptions& options, int64_t numel) {
-    check(numel >= 0, "optimizer: a shard has a negative size");
-    const int64_t array_bytes =
-        round_up(checked_mul(numel, sizeof(float), "optimizer state"), kStateAlignment);
-    return state_names(options).size() * static_cast<size_t>(array_bytes);
-  }
-
   void check_view(const BucketView& view) const {
     check(view.numel == numel_, "optimizer: the view's size is not that of its shard");
     const bool is_split = view.high != nullptr && view.remainder != nullptr;
@@ -167,14 +170,22 @@ void OptimizerOptions::validate() const {
   require(beta2 >= 0 && beta2 < 1, "beta2", beta2, "0 <= beta2 < 1");
   require(epsilon >= 0 && std::isfinite(epsilon), "epsilon", epsilon, "a finite number >= 0");
   require(momentum >= 0 && std::isfinite(momentum), "momentum", momentum, "a finite number >= 0");
+  if (kind == OptimizerKind::kAnyPrecisionAdamW || kind == OptimizerKind::kAdamW8bit)
+    throw ConfigError("optimizer: AnyPrecision and 8-bit AdamW are not part of this build");
   if (nesterov && momentum == 0) throw ConfigError("optimizer: nesterov needs a momentum above 0");
 }
 
-int state_bytes_per_parameter(const OptimizerOptions& options) {
-  return static_cast<int>(state_names(options).size() * sizeof(float));
+int64_t state_bytes(const OptimizerOptions& options, int64_t numel,
+                    std::span<const GroupSegment> /*segments*/) {
+  check(numel >= 0, "optimizer: a shard has a negative size");
+  const int64_t array_bytes = round_up(
+      checked_mul(numel, static_cast<int64_t>(sizeof(float)), "optimizer state"), kStateAlignment);
+  return checked_mul(array_bytes, static_cast<int64_t>(state_names(options).size()),
+                     "optimizer state");
 }
 
-std::unique_ptr<ShardOptimizer> make_optimizer(const OptimizerOptions& options, int64_t numel) {
+std::unique_ptr<ShardOptimizer> make_optimizer(const OptimizerOptions& options, int64_t numel,
+                                               std::span<const GroupSegment> /*segments*/) {
   options.validate();
   if (options.kind == OptimizerKind::kSgd) return std::make_unique<Sgd>(options, numel);
   return std::make_unique<AdamW>(options, numel);

@@ -21,6 +21,7 @@ constexpr int64_t kNumel = 300000 * 4 + 17;  // more than one round of the grid,
 constexpr int64_t kQuanta = 140001;  // more than one round, and a last block that is not full
 
 constexpr AdamWScalars kAdamW{.grad_scale = 0.37F,
+                              .clip_value = INFINITY,
                               .decay = 0.9999F,
                               .one_minus_beta1 = 0.1F,
                               .beta2 = 0.999F,
@@ -28,8 +29,11 @@ constexpr AdamWScalars kAdamW{.grad_scale = 0.37F,
                               .step_size = 0.0123F,
                               .bias_correction2_sqrt = 0.0547F,
                               .epsilon = 1e-8F};
-constexpr SgdScalars kSgd{
-    .grad_scale = 0.37F, .weight_decay = 0.01F, .learning_rate = 0.1F, .momentum = 0.9F};
+constexpr SgdScalars kSgd{.grad_scale = 0.37F,
+                          .clip_value = INFINITY,
+                          .weight_decay = 0.01F,
+                          .learning_rate = 0.1F,
+                          .momentum = 0.9F};
 
 struct HostState {
   std::vector<float> master = random_floats(kNumel, 1);

@@ -28,6 +28,7 @@ State random_state() {
 }
 
 constexpr AdamWScalars kAdamW{.grad_scale = 0.37F,
+                              .clip_value = INFINITY,
                               .decay = 0.9999F,
                               .one_minus_beta1 = 0.1F,
                               .beta2 = 0.999F,
@@ -35,8 +36,11 @@ constexpr AdamWScalars kAdamW{.grad_scale = 0.37F,
                               .step_size = 0.0123F,
                               .bias_correction2_sqrt = 0.0547F,
                               .epsilon = 1e-8F};
-constexpr SgdScalars kSgd{
-    .grad_scale = 0.37F, .weight_decay = 0.01F, .learning_rate = 0.1F, .momentum = 0.9F};
+constexpr SgdScalars kSgd{.grad_scale = 0.37F,
+                          .clip_value = INFINITY,
+                          .weight_decay = 0.01F,
+                          .learning_rate = 0.1F,
+                          .momentum = 0.9F};
 
 void adamw(State& state, int64_t begin, int64_t end) {
   adamw_f32(state.master.data() + begin, state.gradient.data() + begin, state.first.data() + begin,

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -30,6 +31,11 @@ BucketView view_of(std::vector<float>& master, const std::vector<float>& gradien
           .groups = kGroups};
 }
 
+std::span<const float> values_of(const StateTensor& state) {
+  EXPECT_EQ(state.dtype, DType::kF32);
+  return {reinterpret_cast<const float*>(state.values.data()), state.values.size() / sizeof(float)};
+}
+
 TEST(OptimizerTest, WhatNoSegmentCoversIsNotTouched) {
   const std::vector<GroupSegment> segments = {{10, 100, 1}, {200, 300, 1}};
   for (const OptimizerKind kind : {OptimizerKind::kAdamW, OptimizerKind::kSgd}) {
@@ -42,7 +48,7 @@ TEST(OptimizerTest, WhatNoSegmentCoversIsNotTouched) {
       const bool covered = (i >= 10 && i < 100) || (i >= 200 && i < 300);
       EXPECT_EQ(master[i] != before[i], covered) << i;
       for (const StateTensor& state : optimizer->state_tensors())
-        EXPECT_EQ(state.values[i] != 0, covered) << i;
+        EXPECT_EQ(values_of(state)[i] != 0, covered) << i;
     }
   }
 }
@@ -73,6 +79,23 @@ TEST(OptimizerTest, GradientScaleIsAppliedToTheGradient) {
       ->update(view_of(plain, quarter, segments), {.learning_rate = 0.1});
   EXPECT_EQ(scaled, plain);
   EXPECT_NEAR(scaled[0], 1.0 + 0.1 * 4 * 0.25, 1e-6);
+}
+
+TEST(OptimizerTest, TheScaledGradientIsClampedByValue) {
+  const std::vector<GroupSegment> segments = {{0, kNumel, 1}};
+  std::vector<float> clipped(kNumel, 1.0F);
+  std::vector<float> expected(kNumel, 1.0F);
+  const std::vector<float> gradient = ramp(-4, 0.025F);
+  std::vector<float> clamped = gradient;
+  for (float& value : clamped) value = std::clamp(value * 0.5F, -0.75F, 0.75F);
+  const OptimizerOptions options{.kind = OptimizerKind::kSgd};
+  make_optimizer(options, kNumel)
+      ->update(view_of(clipped, gradient, segments),
+               {.learning_rate = 0.1, .gradient_scale = 0.5, .clip_value = 0.75});
+  make_optimizer(options, kNumel)
+      ->update(view_of(expected, clamped, segments), {.learning_rate = 0.1});
+  EXPECT_EQ(clipped, expected);
+  EXPECT_NE(clamped[0], gradient[0] * 0.5F);
 }
 
 TEST(OptimizerTest, SplitMasterEqualsPlainMasterOverManySteps) {
@@ -120,9 +143,9 @@ TEST(OptimizerTest, StateThatIsCopiedOverContinuesTheSameRun) {
 }
 
 TEST(OptimizerTest, StateIsWhatThePlanCounts) {
-  EXPECT_EQ(state_bytes_per_parameter({}), 8);
-  EXPECT_EQ(state_bytes_per_parameter({.kind = OptimizerKind::kSgd}), 0);
-  EXPECT_EQ(state_bytes_per_parameter({.kind = OptimizerKind::kSgd, .momentum = 0.9}), 4);
+  EXPECT_EQ(state_bytes({}, kNumel), 8 * kNumel);
+  EXPECT_EQ(state_bytes({.kind = OptimizerKind::kSgd}, kNumel), 0);
+  EXPECT_EQ(state_bytes({.kind = OptimizerKind::kSgd, .momentum = 0.9}, kNumel), 4 * kNumel);
   EXPECT_EQ(make_optimizer({}, 0)->state_tensors().size(), 2U);
   EXPECT_NO_THROW(make_optimizer({}, 0)->update({}, {.learning_rate = 1}));
 }
