@@ -39,10 +39,20 @@ Tag make_tag(std::string_view what, int64_t step, int32_t unit) {
   return tag;
 }
 
-std::string describe(const Tag& tag) {
+std::string unit_text(int32_t unit, std::string_view name) {
+  return name.empty() ? cat("unit ", unit) : cat("unit '", name, "'");
+}
+
+std::string describe_briefly(const Tag& tag, std::string_view unit_name) {
+  std::string text = tag.what[0] != '\0' ? tag.what : kind_name(tag.kind);
+  if (tag.unit >= 0) text += cat(" of ", unit_text(tag.unit, unit_name));
+  return text;
+}
+
+std::string describe(const Tag& tag, std::string_view unit_name) {
   std::string text = kind_name(tag.kind);
   if (tag.what[0] != '\0' && text != tag.what) text += cat(" '", tag.what, "'");
-  if (tag.unit >= 0) text += cat(" of unit ", tag.unit);
+  if (tag.unit >= 0) text += cat(" of ", unit_text(tag.unit, unit_name));
   if (tag.step >= 0) text += cat(" at step ", tag.step);
   if (tag.kind == CollectiveKind::kBarrier || tag.kind == CollectiveKind::kFence) return text;
   const bool typed = tag.kind == CollectiveKind::kFold;

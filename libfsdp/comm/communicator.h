@@ -36,8 +36,9 @@ enum class CollectiveKind : uint8_t {
   kBroadcast,
   kBarrier,
   kAllocate,
-  kFence
+  kFence,
 };
+inline constexpr int kNumCollectiveKinds = 7;
 
 /// What a collective is about, as seen by one rank; equal on all members of a collective.
 struct Tag {
@@ -53,8 +54,12 @@ struct Tag {
 
 /// Makes a tag; `what` is cut at 23 characters.
 Tag make_tag(std::string_view what, int64_t step = -1, int32_t unit = -1);
-/// "gather of unit 3 at step 7 (bfloat16, 4096 bytes)".
-std::string describe(const Tag& tag);
+/// "gather of unit 3 at step 7 (bfloat16, 4096 bytes)"; with the unit's name where it is known.
+std::string describe(const Tag& tag, std::string_view unit_name = {});
+/// "gather of unit 3", "step packet": for lines that say the step elsewhere.
+std::string describe_briefly(const Tag& tag, std::string_view unit_name = {});
+/// "unit 'layers.3'", or "unit 3" without a name.
+std::string unit_text(int32_t unit, std::string_view name);
 
 /// A block of equal size on every rank. Lives until the last handle of every rank is gone.
 class SymmetricMemory {
@@ -96,6 +101,8 @@ struct Ticket {
 
 /// One rank's end of a world. Used by one thread at a time.
 ///
+/// A collective's destination belongs to it from begin to finish: some transports write it in
+/// between.
 /// Up to 64 collectives may be under way; the 65th begin first finishes the oldest and waits for
 /// its release. Collectives do not touch the heap.
 ///
@@ -171,6 +178,11 @@ class Communicator {
   /// Says what this rank is doing, so that others and the launcher can name it when it fails. Not
   /// collective; three plain stores. `phase` is cut at 16 characters; step -1 = none.
   virtual void report_progress(int64_t step, std::string_view phase) = 0;
+  /// Says which unit this rank computes, -1 = none. Not collective; one plain store.
+  virtual void report_unit(int32_t /*unit*/) {}
+  /// Names of the plan's units by index, equal on all ranks, for the same purpose. Not collective;
+  /// once a model. Long names keep their end.
+  virtual void name_units(std::span<const std::string> /*names*/) {}
 
   /// Sums, or takes the maximum of, one integer over the world. Collective; blocks.
   int64_t sum(int64_t value, std::string_view what);

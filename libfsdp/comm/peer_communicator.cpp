@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/comm/collective_checks.h"
 #include "libfsdp/comm/stream_copy.h"
 #include "libfsdp/kernels/fold.h"
 
@@ -48,18 +49,10 @@ bool same(const Posted& a, const Posted& b) {
          a.memory == b.memory && a.tag == b.tag;
 }
 
-/// check() whose text is made only when it is needed: collectives do not touch the heap.
-template <class... Parts>
-void require(bool condition, const Parts&... text) {
-  if (!condition) [[unlikely]]
-    throw InternalError(cat("internal error: ", text...));
-}
-
 SharedBlock& block_of(const SymmetricSpan& span) {
   auto* block = dynamic_cast<SharedBlock*>(span.memory);
   check(block != nullptr, "a collective's source is not memory of this communicator");
-  require(span.offset <= block->bytes() && span.bytes <= block->bytes() - span.offset, "source [",
-          span.offset, ", +", span.bytes, ") of a block of ", block->bytes(), " bytes");
+  require_source(span);
   return *block;
 }
 
@@ -124,8 +117,7 @@ PeerCommunicator::Pending& PeerCommunicator::post(CollectiveKind kind, DType dty
       wait_for(control_.rank(member).finished, sequence - kRing, member, pending.posted.tag);
     }
   }
-  check(std::binary_search(group.begin(), group.end(), rank_),
-        "a collective's group does not contain this rank");
+  require_member(group, rank_);
   tag.kind = kind;
   tag.dtype = dtype;
   tag.bytes = bytes;
@@ -158,10 +150,7 @@ Ticket PeerCommunicator::begin_fold(const Group& group, SymmetricSpan source, DT
                                     int64_t begin, std::span<float> destination, bool accumulate,
                                     Tag tag) {
   SharedBlock& block = block_of(source);
-  const auto source_numel = static_cast<int64_t>(source.bytes / dtype_bytes(dtype));
-  require(begin >= 0 && begin <= source_numel &&
-              static_cast<int64_t>(destination.size()) <= source_numel - begin,
-          "fold of elements [", begin, ", +", destination.size(), ") of ", source_numel);
+  require_part(source, dtype, begin, destination);
   Pending& pending = post(CollectiveKind::kFold, dtype, group, source.offset, block.id(),
                           static_cast<int64_t>(source.bytes), tag);
   pending.memory = block.shared_from_this();
@@ -315,7 +304,7 @@ void PeerCommunicator::run_exchange(CollectiveKind kind, const void* mine, size_
 }
 
 void PeerCommunicator::broadcast(void* data, size_t bytes, int root, Tag tag) {
-  require(root >= 0 && root < size_, "broadcast from rank ", root, " in a world of ", size_);
+  require_root(root, size_);
   size_t at = 0;
   do {
     const size_t chunk = std::min(kStagingBytes, bytes - at);
@@ -358,8 +347,7 @@ std::shared_ptr<SymmetricMemory> PeerCommunicator::allocate(size_t bytes, std::s
 std::shared_ptr<SharedMemory> PeerCommunicator::allocate_shared(const Group& group, size_t bytes,
                                                                 std::string_view label) {
   throw_if_aborted();
-  check(std::binary_search(group.begin(), group.end(), rank_),
-        "a shared block's group does not contain this rank");
+  require_member(group, rank_);
   const uint32_t id = ++allocations_;
   std::shared_ptr<Mapping> mapping;
   do_and_agree(group, bytes, label, [&] {

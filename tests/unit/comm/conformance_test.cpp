@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/comm/fake.h"
 #include "libfsdp/comm/join.h"
 #include "libfsdp/comm/shm_world.h"
 #include "libfsdp/comm/thread_world.h"
@@ -15,7 +16,7 @@
 namespace fsdp::comm {
 namespace {
 
-enum class Transport { kSingle, kThreads, kShm, kShmInThreads };
+enum class Transport { kSingle, kFake, kThreads, kShm, kShmInThreads };
 
 struct World {
   const char* name;
@@ -26,15 +27,11 @@ struct World {
 void PrintTo(const World& world, std::ostream* out) { *out << world.name; }
 
 constexpr World kWorlds[] = {
-    {"Single", Transport::kSingle, 1},
-    {"Threads2", Transport::kThreads, 2},
-    {"Threads3", Transport::kThreads, 3},
-    {"Threads4", Transport::kThreads, 4},
-    {"Shm1", Transport::kShm, 1},
-    {"Shm2", Transport::kShm, 2},
-    {"Shm3", Transport::kShm, 3},
-    {"Shm4", Transport::kShm, 4},
-    {"ShmInThreads3", Transport::kShmInThreads, 3},
+    {"Single", Transport::kSingle, 1},    {"Fake1", Transport::kFake, 1},
+    {"Threads2", Transport::kThreads, 2}, {"Threads3", Transport::kThreads, 3},
+    {"Threads4", Transport::kThreads, 4}, {"Shm1", Transport::kShm, 1},
+    {"Shm2", Transport::kShm, 2},         {"Shm3", Transport::kShm, 3},
+    {"Shm4", Transport::kShm, 4},         {"ShmInThreads3", Transport::kShmInThreads, 3},
 };
 
 const ConformanceCase& case_named(const std::string& name) {
@@ -82,6 +79,9 @@ std::string run_case(const World& world, const ConformanceCase& one) {
   switch (world.transport) {
     case Transport::kSingle:
       one.run(*make_single());
+      return {};
+    case Transport::kFake:
+      one.run(*make_fake(0, 1, {.can_share = true}));
       return {};
     case Transport::kThreads:
       return testing::run_ranks_quietly(world.size, one.run, one.options);
