@@ -36,9 +36,9 @@ enum class Presence : uint32_t { kAbsent, kJoined, kLeft };
 /// Whom a rank sleeps for. It stays as it is when the wait ends in an error, so that it can be read
 /// after the fact.
 struct Waiting {
-  std::atomic<int32_t> member{0};      ///< Rank + 1; 0 = it does not wait.
-  std::atomic<uint64_t> sequence{0};   ///< The collective's place in the waiter's own ring.
-  std::atomic<int64_t> since_ns{0};    ///< Of the monotonic clock, which all processes share.
+  std::atomic<int32_t> member{0};     ///< Rank + 1; 0 = it does not wait.
+  std::atomic<uint64_t> sequence{0};  ///< The collective's place in the waiter's own ring.
+  std::atomic<int64_t> since_ns{0};   ///< Of the monotonic clock, which all processes share.
 };
 
 /// Written by its rank only, read by all.

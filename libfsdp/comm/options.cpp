@@ -25,6 +25,7 @@ CommOptions comm_options_from_environment() {
   CommOptions options;
   options.peer_timeout_s = seconds_or("FSDP_PEER_TIMEOUT", options.peer_timeout_s);
   options.timeout_s = seconds_or("FSDP_COMM_TIMEOUT", options.timeout_s);
+  options.join_timeout_s = seconds_or("FSDP_JOIN_TIMEOUT", options.join_timeout_s);
   return options;
 }
 

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/comm/rank_state.h"
 #include "libfsdp/comm/collective_checks.h"
 #include "libfsdp/comm/stream_copy.h"
 #include "libfsdp/kernels/fold.h"
@@ -436,9 +437,10 @@ void PeerCommunicator::sleep_until(Signal& signal, uint64_t target, int member, 
     Signal& signal;
   } counted(signal);
   Watch watch{member, what, seconds_now()};
+  control_.set_waiting(rank_, member, target);  // Both signals count collectives.
   for (;;) {
     const uint64_t seen = signal.value.load(std::memory_order_seq_cst);
-    if (seen >= target) return;
+    if (seen >= target) return control_.set_not_waiting(rank_);
     look_after(watch, signal, target);
     signal.sleep(seen, kSliceMs);
   }
@@ -464,13 +466,27 @@ void PeerCommunicator::look_after(Watch& watch, Signal& signal, uint64_t target)
   const uint64_t heartbeat = peer.heartbeat.load(std::memory_order_relaxed);
   watch.still_s = heartbeat == watch.heartbeat ? watch.still_s + counted : 0;
   watch.heartbeat = heartbeat;
-  if (peers_have_heartbeats() && watch.still_s > options_.peer_timeout_s) {
+  if (peers_have_heartbeats()) look_for_life(watch);
+  if (watch.waited_s > options_.timeout_s) {
+    // Whom this rank waits for may itself be kept waiting.
+    const int late = end_of_waits(control_, watch.member, rank_);
+    fail_waiting(late, watch.what,
+                 cat("did not come within ", options_.timeout_s, " s",
+                     late == watch.member ? "" : cat(" and keeps rank ", watch.member, " waiting")));
+  }
+}
+
+void PeerCommunicator::look_for_life(const Watch& watch) {
+  // A process that is still starting has no heartbeat yet.
+  const bool absent = control_.rank(watch.member).presence.load() == Presence::kAbsent;
+  if (absent && watch.waited_s > options_.join_timeout_s) {
+    fail_waiting(watch.member, watch.what,
+                 cat("did not join within ", options_.join_timeout_s, " s"));
+  }
+  if (!absent && watch.still_s > options_.peer_timeout_s) {
     fail_waiting(watch.member, watch.what,
                  cat("has shown no sign of life for ", options_.peer_timeout_s,
                      " s (stopped, or the host is out of memory)"));
-  }
-  if (watch.waited_s > options_.timeout_s) {
-    fail_waiting(watch.member, watch.what, cat("did not come within ", options_.timeout_s, " s"));
   }
 }
 
@@ -480,13 +496,20 @@ void PeerCommunicator::fail_waiting(int member, const Tag& what, const std::stri
   const uint64_t last = peer.begun.get();
   if (last != 0)
     doing += cat(doing.empty() ? "" : ", ", "its last collective was ",
-                 describe(peer.ring[last % kRing].tag));
-  fail(cat("[comm] rank ", member, " ", why, "; rank ", rank_, " waited for it in ", describe(what),
-           doing.empty() ? "" : cat(" (rank ", member, ": ", doing, ")")));
+                 named(peer.ring[last % kRing].tag));
+  const std::string others = describe_others(control_, {member, rank_});
+  fail(cat("[comm] rank ", member, " ", why, "; rank ", rank_, " waited for it in ", named(what),
+           doing.empty() ? "" : cat(" (rank ", member, ": ", doing, ")"),
+           others.empty() ? "" : cat("\n", kStatesTitle, others)),
+       member);
 }
 
-void PeerCommunicator::fail(const std::string& text) {
-  control_.abort(rank_, text);
+std::string PeerCommunicator::named(const Tag& tag) const {
+  return describe(tag, control_.unit_name(tag.unit));
+}
+
+void PeerCommunicator::fail(const std::string& text, int lost) {
+  control_.abort(rank_, text, lost);
   throw CommError(text);
 }
 
@@ -498,6 +521,12 @@ void PeerCommunicator::abort(std::string_view reason) noexcept { control_.abort(
 
 void PeerCommunicator::report_progress(int64_t step, std::string_view phase) {
   control_.set_progress(rank_, step, phase);
+}
+
+void PeerCommunicator::report_unit(int32_t unit) { control_.set_unit(rank_, unit); }
+
+void PeerCommunicator::name_units(std::span<const std::string> names) {
+  if (rank_ == 0) control_.name_units(names);
 }
 
 }  // namespace fsdp::comm

@@ -73,6 +73,8 @@ class PeerCommunicator : public Communicator {
   void barrier(Tag tag) override;
   void abort(std::string_view reason) noexcept override;
   void report_progress(int64_t step, std::string_view phase) override;
+  void report_unit(int32_t unit) override;
+  void name_units(std::span<const std::string> names) override;
 
  protected:
   /// `keeper` owns the control block's memory.
@@ -95,8 +97,8 @@ class PeerCommunicator : public Communicator {
 
   /// Tells the peers that nothing will come from this rank any more. Idempotent.
   void leave();
-  /// Throws CommError for good reason, and tells all others.
-  [[noreturn]] void fail(const std::string& text);
+  /// Throws CommError for good reason, and tells all others. `lost`: the rank that was missed.
+  [[noreturn]] void fail(const std::string& text, int lost = -1);
   /// Throws CommError if somebody has aborted.
   void throw_if_aborted() const;
 
@@ -120,7 +122,9 @@ class PeerCommunicator : public Communicator {
   void wait_for(Signal& signal, uint64_t target, int member, const Tag& what);
   void sleep_until(Signal& signal, uint64_t target, int member, const Tag& what);
   void look_after(Watch& watch, Signal& signal, uint64_t target);
+  void look_for_life(const Watch& watch);
   [[noreturn]] void fail_waiting(int member, const Tag& what, const std::string& why);
+  std::string named(const Tag& tag) const;
   int next_staging_half();
   void run_exchange(CollectiveKind kind, const void* mine, size_t bytes, void* all,
                     int64_t tag_bytes, Tag tag);

@@ -73,7 +73,7 @@ TEST(PeerDeathTest, MemoryThatOneRankLacksIsAnErrorOnAllAlike) {
     const std::string output = ranks[rank].output();
     const std::string expected =
         cat("rank ", rank,
-            " [comm] no memory for 'gradients', 8388608 bytes on each of 3 ranks:\n  rank 1: ");
+            " [comm] no memory for 'gradients', 8388608 bytes for each of 3 ranks:\n  rank 1: ");
     EXPECT_NE(output.find(expected), std::string::npos) << output;
   }
 }
