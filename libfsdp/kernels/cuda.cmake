@@ -28,7 +28,8 @@ endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
-add_library(fsdp_cuda MODULE cuda_kernels.cu ${PROJECT_SOURCE_DIR}/libfsdp/device/cuda_runtime_table.cpp)
+add_library(fsdp_cuda MODULE cuda_kernels.cu cuda_elements.cu cuda_sums.cu cuda_updates.cu
+  ${PROJECT_SOURCE_DIR}/libfsdp/device/cuda_runtime_table.cpp)
 add_library(fsdp::cuda ALIAS fsdp_cuda)
 target_include_directories(fsdp_cuda PRIVATE ${PROJECT_SOURCE_DIR})
 # --fmad=false: the same bits as the CPU twins. Debian's CMake 3.25 knows CUDA up to C++17.

@@ -8,12 +8,15 @@
 
 #include <cstdint>
 
+#include "libfsdp/kernels/any_precision.h"
 #include "libfsdp/kernels/element_math.h"
+#include "libfsdp/kernels/parameter_forms.h"
+#include "libfsdp/kernels/quantized_state.h"
 
 namespace fsdp::kernels {
 
 /// Raised whenever the table's layout changes.
-constexpr int32_t kCudaKernelTableVersion = 2;
+constexpr int32_t kCudaKernelTableVersion = 3;
 
 enum class FoldType : int32_t { kF32, kBf16, kF16 };
 
@@ -34,14 +37,16 @@ struct CudaKernelTable {
   /// sum.
   int (*add_square_sums)(const float* values, int64_t n, int64_t* limbs, int64_t* non_finite,
                          void* stream);
-  int (*adamw_f32)(float* master, const float* gradient, float* exp_avg, float* exp_avg_sq,
-                   int64_t n, const AdamWScalars* scalars, void* stream);
-  int (*adamw_split)(uint16_t* high, uint16_t* remainder, const float* gradient, float* exp_avg,
-                     float* exp_avg_sq, int64_t n, const AdamWScalars* scalars, void* stream);
-  int (*sgd_f32)(float* master, const float* gradient, float* buffer, int64_t n, int nesterov,
-                 const SgdScalars* scalars, void* stream);
-  int (*sgd_split)(uint16_t* high, uint16_t* remainder, const float* gradient, float* buffer,
-                   int64_t n, int nesterov, const SgdScalars* scalars, void* stream);
+  // As the functions of update.h; the structs are host memory, read before the call returns.
+  int (*adamw)(const ParameterArrays* parameter, const float* gradient, float* exp_avg,
+               float* exp_avg_sq, int64_t n, const AdamWScalars* scalars, void* stream);
+  int (*sgd)(const ParameterArrays* parameter, const float* gradient, float* buffer, int64_t n,
+             int nesterov, const SgdScalars* scalars, void* stream);
+  int (*any_precision_adamw)(const AnyPrecisionArrays* arrays, int64_t n,
+                             const AnyPrecisionScalars* scalars, void* stream);
+  int (*adamw_8bit)(const ParameterArrays* parameter, const float* gradient,
+                    const QuantizedState* state, int64_t n, const AdamWScalars* scalars,
+                    void* stream);
 };
 
 /// Name of the exported function of type `const CudaKernelTable* ()`.

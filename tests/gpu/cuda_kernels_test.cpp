@@ -6,9 +6,8 @@
 #include "libfsdp/kernels/fold.h"
 #include "libfsdp/kernels/split_master.h"
 #include "libfsdp/kernels/square_sum.h"
-#include "libfsdp/kernels/update.h"
 #include "tests/gpu/device_data.h"
-#include "tests/unit/kernels/random_floats.h"
+#include "tests/unit/kernels/update_cases.h"
 
 namespace fsdp::kernels {
 namespace {
@@ -20,51 +19,43 @@ using device::same_bits;
 constexpr int64_t kNumel = 300000 * 4 + 17;  // more than one round of the grid, and a tail
 constexpr int64_t kQuanta = 140001;  // more than one round, and a last block that is not full
 
-constexpr AdamWScalars kAdamW{.grad_scale = 0.37F,
-                              .clip_value = INFINITY,
-                              .decay = 0.9999F,
-                              .one_minus_beta1 = 0.1F,
-                              .beta2 = 0.999F,
-                              .one_minus_beta2 = 0.001F,
-                              .step_size = 0.0123F,
-                              .bias_correction2_sqrt = 0.0547F,
-                              .epsilon = 1e-8F};
-constexpr SgdScalars kSgd{.grad_scale = 0.37F,
-                          .clip_value = INFINITY,
-                          .weight_decay = 0.01F,
-                          .learning_rate = 0.1F,
-                          .momentum = 0.9F};
-
-struct HostState {
-  std::vector<float> master = random_floats(kNumel, 1);
-  std::vector<float> gradient = random_floats(kNumel, 2);
-  std::vector<float> first = random_floats(kNumel, 3);
-  std::vector<float> second = random_floats(kNumel, 4);
-  std::vector<uint16_t> high = std::vector<uint16_t>(kNumel);
-  std::vector<uint16_t> remainder = std::vector<uint16_t>(kNumel);
-  HostState() {
-    for (float& value : second) value = std::fabs(value);
-    split_master_cpu(master.data(), high.data(), remainder.data(), kNumel);
-  }
-};
-
+/// The twin of an UpdateState on the device.
 struct DeviceState {
   DeviceArray<float> master, gradient, first, second;
-  DeviceArray<uint16_t> high, remainder;
-  DeviceState(const HostState& host, const device::CudaStream& stream)
+  DeviceArray<uint16_t> high, remainder, copy;
+  DeviceState(const UpdateState& host, const device::CudaStream& stream)
       : master(host.master, stream),
         gradient(host.gradient, stream),
         first(host.first, stream),
         second(host.second, stream),
         high(host.high, stream),
-        remainder(host.remainder, stream) {}
+        remainder(host.remainder, stream),
+        copy(host.copy, stream) {}
+
+  /// As those of the host, with the device's memory.
+  ParameterArrays arrays(const ParameterArrays& host) const {
+    ParameterArrays arrays = host;
+    if (host.master != nullptr) arrays.master = master.data();
+    if (host.high != nullptr) arrays.high = high.data();
+    if (host.remainder != nullptr) arrays.remainder = remainder.data();
+    if (host.copy != nullptr) arrays.copy = copy.data();
+    return arrays;
+  }
+  void expect_equal(const UpdateState& host) const {
+    EXPECT_TRUE(same_bits(master.to_host(), host.master));
+    EXPECT_TRUE(same_bits(first.to_host(), host.first));
+    EXPECT_TRUE(same_bits(second.to_host(), host.second));
+    EXPECT_TRUE(same_bits(high.to_host(), host.high));
+    EXPECT_TRUE(same_bits(remainder.to_host(), host.remainder));
+    EXPECT_TRUE(same_bits(copy.to_host(), host.copy));
+  }
 };
 
 class CudaKernelsTest : public device::GpuTest {};
 
 TEST_F(CudaKernelsTest, SplitAndJoinEqualTheirTwins) {
   const device::CudaStream stream;
-  HostState host;
+  UpdateState host(kNumel);
   for (const uint32_t edge : {0x7f800000U, 0xff800000U, 0x7fffffffU, 0x7f7fffffU, 0x7f800001U}) {
     host.master[edge % 1000] = bits_float(edge);
   }
@@ -150,57 +141,92 @@ TEST_F(CudaKernelsTest, SquareSumsEqualTheirTwins) {
 
 TEST_F(CudaKernelsTest, AdamwEqualsItsTwin) {
   const device::CudaStream stream;
-  HostState host;
-  const DeviceState plain(host, stream);
-  const DeviceState split(host, stream);
-  for (int step = 0; step < 3; ++step) {
-    check_cuda(
-        cuda_kernels().adamw_f32(plain.master.data(), plain.gradient.data(), plain.first.data(),
-                                 plain.second.data(), kNumel, &kAdamW, stream.get()),
-        "adamw");
-    check_cuda(cuda_kernels().adamw_split(split.high.data(), split.remainder.data(),
-                                          split.gradient.data(), split.first.data(),
-                                          split.second.data(), kNumel, &kAdamW, stream.get()),
-               "adamw, split");
-    adamw_f32(host.master.data(), host.gradient.data(), host.first.data(), host.second.data(),
-              kNumel, kAdamW);
+  for (const ParameterForm form : kForms) {
+    SCOPED_TRACE(static_cast<int>(form));
+    UpdateState host(kNumel);
+    const DeviceState on_device(host, stream);
+    const ParameterArrays arrays = on_device.arrays(host.arrays(form));
+    for (int step = 0; step < 3; ++step) {
+      check_cuda(cuda_kernels().adamw(&arrays, on_device.gradient.data(), on_device.first.data(),
+                                      on_device.second.data(), kNumel, &kAdamW, stream.get()),
+                 "adamw");
+      adamw(host.arrays(form), host.gradient.data(), host.first.data(), host.second.data(), kNumel,
+            kAdamW);
+    }
+    on_device.expect_equal(host);
   }
-  split_master_cpu(host.master.data(), host.high.data(), host.remainder.data(), kNumel);
-  EXPECT_TRUE(same_bits(plain.master.to_host(), host.master));
-  EXPECT_TRUE(same_bits(plain.first.to_host(), host.first));
-  EXPECT_TRUE(same_bits(plain.second.to_host(), host.second));
-  EXPECT_TRUE(same_bits(split.high.to_host(), host.high));
-  EXPECT_TRUE(same_bits(split.remainder.to_host(), host.remainder));
 }
 
 TEST_F(CudaKernelsTest, SgdEqualsItsTwin) {
   const device::CudaStream stream;
-  for (const bool with_momentum : {false, true}) {
-    for (const bool nesterov : {false, true}) {
-      if (nesterov && !with_momentum) continue;
-      HostState host;
-      const DeviceState plain(host, stream);
-      const DeviceState split(host, stream);
+  for (const ParameterForm form : kForms) {
+    for (const auto& [momentum, nesterov] :
+         {std::pair(false, false), std::pair(true, false), std::pair(true, true)}) {
+      SCOPED_TRACE(testing::Message() << static_cast<int>(form) << momentum << nesterov);
+      UpdateState host(kNumel);
+      const DeviceState on_device(host, stream);
+      const ParameterArrays arrays = on_device.arrays(host.arrays(form));
       for (int step = 0; step < 3; ++step) {
-        check_cuda(cuda_kernels().sgd_f32(plain.master.data(), plain.gradient.data(),
-                                          with_momentum ? plain.first.data() : nullptr, kNumel,
-                                          nesterov ? 1 : 0, &kSgd, stream.get()),
+        check_cuda(cuda_kernels().sgd(&arrays, on_device.gradient.data(),
+                                      momentum ? on_device.first.data() : nullptr, kNumel,
+                                      nesterov ? 1 : 0, &kSgd, stream.get()),
                    "sgd");
-        check_cuda(cuda_kernels().sgd_split(split.high.data(), split.remainder.data(),
-                                            split.gradient.data(),
-                                            with_momentum ? split.first.data() : nullptr, kNumel,
-                                            nesterov ? 1 : 0, &kSgd, stream.get()),
-                   "sgd, split");
-        sgd_f32(host.master.data(), host.gradient.data(),
-                with_momentum ? host.first.data() : nullptr, kNumel, nesterov, kSgd);
+        sgd(host.arrays(form), host.gradient.data(), momentum ? host.first.data() : nullptr, kNumel,
+            nesterov, kSgd);
       }
-      split_master_cpu(host.master.data(), host.high.data(), host.remainder.data(), kNumel);
-      EXPECT_TRUE(same_bits(plain.master.to_host(), host.master)) << with_momentum << nesterov;
-      EXPECT_TRUE(same_bits(plain.first.to_host(), host.first)) << with_momentum << nesterov;
-      EXPECT_TRUE(same_bits(split.high.to_host(), host.high)) << with_momentum << nesterov;
-      EXPECT_TRUE(same_bits(split.remainder.to_host(), host.remainder))
-          << with_momentum << nesterov;
+      on_device.expect_equal(host);
     }
+  }
+}
+
+TEST_F(CudaKernelsTest, AnyPrecisionEqualsItsTwin) {
+  const device::CudaStream stream;
+  for (const AnyPrecisionCase& test_case : any_precision_cases()) {
+    AnyPrecisionState host(test_case, kNumel);
+    const DeviceArray<float> gradient(host.gradient, stream);
+    std::vector<DeviceArray<std::byte>> arrays;
+    for (const auto& bytes : host.arrays) arrays.emplace_back(bytes, stream);
+    AnyPrecisionArrays on_device = host.pointers(test_case);
+    on_device.gradient = gradient.data();
+    on_device.parameter = arrays[0].data();
+    on_device.exp_avg = arrays[1].data();
+    on_device.exp_avg_sq = arrays[2].data();
+    if (on_device.compensation != nullptr) on_device.compensation = arrays[3].data();
+    for (int step = 0; step < 3; ++step) {
+      check_cuda(
+          cuda_kernels().any_precision_adamw(&on_device, kNumel, &kAnyPrecision, stream.get()),
+          "any precision");
+      any_precision_adamw(host.pointers(test_case), kNumel, kAnyPrecision);
+    }
+    for (size_t i = 0; i < arrays.size(); ++i)
+      EXPECT_TRUE(arrays[i].to_host() == host.arrays[i]) << test_case.name << " array " << i;
+  }
+}
+
+TEST_F(CudaKernelsTest, Adamw8bitEqualsItsTwin) {
+  const device::CudaStream stream;
+  for (const ParameterForm form : kForms) {
+    SCOPED_TRACE(static_cast<int>(form));
+    UpdateState host(kNumel);
+    QuantizedArrays state(kNumel);
+    const DeviceState on_device(host, stream);
+    const DeviceArray<uint8_t> code1(state.code1, stream);
+    const DeviceArray<uint8_t> code2(state.code2, stream);
+    const DeviceArray<float> absmax1(state.absmax1, stream);
+    const DeviceArray<float> absmax2(state.absmax2, stream);
+    const QuantizedState device_state{code1.data(), absmax1.data(), code2.data(), absmax2.data()};
+    const ParameterArrays arrays = on_device.arrays(host.arrays(form));
+    for (int step = 0; step < 3; ++step) {
+      check_cuda(cuda_kernels().adamw_8bit(&arrays, on_device.gradient.data(), &device_state,
+                                           kNumel, &kAdamW, stream.get()),
+                 "adamw, 8 bit");
+      adamw_8bit(host.arrays(form), host.gradient.data(), state.pointers(), kNumel, kAdamW);
+    }
+    on_device.expect_equal(host);
+    EXPECT_TRUE(same_bits(code1.to_host(), state.code1));
+    EXPECT_TRUE(same_bits(code2.to_host(), state.code2));
+    EXPECT_TRUE(same_bits(absmax1.to_host(), state.absmax1));
+    EXPECT_TRUE(same_bits(absmax2.to_host(), state.absmax2));
   }
 }
 

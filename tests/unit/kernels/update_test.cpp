@@ -2,71 +2,64 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "libfsdp/kernels/split_master.h"
-#include "tests/unit/kernels/random_floats.h"
+#include "libfsdp/base/dtype.h"
+#include "tests/unit/kernels/update_cases.h"
 
 namespace fsdp::kernels {
 namespace {
 
 constexpr int64_t kNumel = 1000;  // not a multiple of any vector: the tails count too
 
-struct State {
-  std::vector<float> master;
-  std::vector<float> gradient;
-  std::vector<float> first;
-  std::vector<float> second;
-};
-
-State random_state() {
-  State state{random_floats(kNumel, 1), random_floats(kNumel, 2), random_floats(kNumel, 3),
-              random_floats(kNumel, 4)};
-  for (float& value : state.second) value = std::fabs(value);
-  return state;
+void step_adamw(UpdateState& state, ParameterForm form, int64_t begin = 0, int64_t end = kNumel) {
+  adamw(state.arrays(form, begin), state.gradient.data() + begin, state.first.data() + begin,
+        state.second.data() + begin, end - begin, kAdamW);
 }
 
-constexpr AdamWScalars kAdamW{.grad_scale = 0.37F,
-                              .clip_value = INFINITY,
-                              .decay = 0.9999F,
-                              .one_minus_beta1 = 0.1F,
-                              .beta2 = 0.999F,
-                              .one_minus_beta2 = 0.001F,
-                              .step_size = 0.0123F,
-                              .bias_correction2_sqrt = 0.0547F,
-                              .epsilon = 1e-8F};
-constexpr SgdScalars kSgd{.grad_scale = 0.37F,
-                          .clip_value = INFINITY,
-                          .weight_decay = 0.01F,
-                          .learning_rate = 0.1F,
-                          .momentum = 0.9F};
+void step_sgd(UpdateState& state, ParameterForm form, bool with_momentum, bool nesterov,
+              int64_t begin = 0, int64_t end = kNumel) {
+  sgd(state.arrays(form, begin), state.gradient.data() + begin,
+      with_momentum ? state.first.data() + begin : nullptr, end - begin, nesterov, kSgd);
+}
 
-void adamw(State& state, int64_t begin, int64_t end) {
-  adamw_f32(state.master.data() + begin, state.gradient.data() + begin, state.first.data() + begin,
-            state.second.data() + begin, end - begin, kAdamW);
+void expect_equal(const UpdateState& got, const UpdateState& expected) {
+  EXPECT_EQ(bits_of(got.master), bits_of(expected.master));
+  EXPECT_EQ(bits_of(got.first), bits_of(expected.first));
+  EXPECT_EQ(bits_of(got.second), bits_of(expected.second));
+  EXPECT_EQ(got.high, expected.high);
+  EXPECT_EQ(got.remainder, expected.remainder);
+  EXPECT_EQ(got.copy, expected.copy);
 }
 
 TEST(UpdateTest, AnElementsBitsDoNotDependOnWhereItLies) {
-  State whole = random_state();
-  adamw(whole, 0, kNumel);
-  for (const int64_t width : {1, 3, 7, 16, 33, 500}) {
-    State pieces = random_state();
-    for (int64_t begin = 0; begin < kNumel; begin += width)
-      adamw(pieces, begin, std::min(kNumel, begin + width));
-    EXPECT_EQ(bits_of(pieces.master), bits_of(whole.master)) << width;
-    EXPECT_EQ(bits_of(pieces.first), bits_of(whole.first)) << width;
-    EXPECT_EQ(bits_of(pieces.second), bits_of(whole.second)) << width;
+  for (const ParameterForm form : kForms) {
+    UpdateState whole(kNumel);
+    step_adamw(whole, form);
+    step_sgd(whole, form, true, true);
+    for (const int64_t width : {1, 3, 7, 16, 33, 500}) {
+      UpdateState pieces(kNumel);
+      for (int64_t begin = 0; begin < kNumel; begin += width)
+        step_adamw(pieces, form, begin, std::min(kNumel, begin + width));
+      for (int64_t begin = 0; begin < kNumel; begin += width)
+        step_sgd(pieces, form, true, true, begin, std::min(kNumel, begin + width));
+      SCOPED_TRACE(testing::Message() << "form " << static_cast<int>(form) << " width " << width);
+      expect_equal(pieces, whole);
+    }
   }
 }
 
 TEST(UpdateTest, AdamwIsTheWrittenFormulaStepByStep) {
-  const State before = random_state();
-  State after = before;
-  adamw(after, 0, kNumel);
+  const UpdateState before(kNumel);
+  UpdateState after = before;
+  step_adamw(after, ParameterForm::kF32);
   for (size_t i = 0; i < kNumel; ++i) {
     // volatile: every intermediate result is rounded, whatever the compiler would like
-    volatile float g = before.gradient[i] * kAdamW.grad_scale;
+    volatile float scaled_gradient = before.gradient[i] * kAdamW.grad_scale;
+    volatile float g =
+        std::clamp(static_cast<float>(scaled_gradient), -kAdamW.clip_value, kAdamW.clip_value);
     volatile float decayed = before.master[i] * kAdamW.decay;
     volatile float difference = g - before.first[i];
     volatile float weighted = kAdamW.one_minus_beta1 * difference;
@@ -86,56 +79,86 @@ TEST(UpdateTest, AdamwIsTheWrittenFormulaStepByStep) {
   }
 }
 
-struct SplitState {
-  std::vector<uint16_t> high = std::vector<uint16_t>(kNumel);
-  std::vector<uint16_t> remainder = std::vector<uint16_t>(kNumel);
-  explicit SplitState(const std::vector<float>& master) {
-    split_master_cpu(master.data(), high.data(), remainder.data(), kNumel);
-  }
-  std::vector<float> joined() const {
-    std::vector<float> master(kNumel);
-    join_master_cpu(high.data(), remainder.data(), master.data(), kNumel);
-    return master;
-  }
-};
-
-TEST(UpdateTest, SplitMasterTakesTheSameAdamwSteps) {
-  State plain = random_state();
-  State moments = random_state();
-  SplitState split(plain.master);
-  for (int step = 0; step < 10; ++step) {
-    adamw(plain, 0, kNumel);
-    adamw_split(split.high.data(), split.remainder.data(), moments.gradient.data(),
-                moments.first.data(), moments.second.data(), kNumel, kAdamW);
-  }
-  EXPECT_EQ(bits_of(split.joined()), bits_of(plain.master));
-  EXPECT_EQ(bits_of(moments.first), bits_of(plain.first));
+/// The fp32 values of a parameter after an update in one step from `before`, by the fp32 form.
+template <class Step>
+std::vector<float> wide_result(UpdateState before, const Step& step) {
+  step(before, ParameterForm::kF32);
+  return before.master;
 }
 
-TEST(UpdateTest, SplitMasterTakesTheSameSgdSteps) {
-  for (const bool with_momentum : {false, true}) {
-    for (const bool nesterov : {false, true}) {
-      if (nesterov && !with_momentum) continue;
-      State plain = random_state();
-      State other = random_state();
-      SplitState split(plain.master);
-      for (int step = 0; step < 10; ++step) {
-        sgd_f32(plain.master.data(), plain.gradient.data(),
-                with_momentum ? plain.first.data() : nullptr, kNumel, nesterov, kSgd);
-        sgd_split(split.high.data(), split.remainder.data(), other.gradient.data(),
-                  with_momentum ? other.first.data() : nullptr, kNumel, nesterov, kSgd);
-      }
-      EXPECT_EQ(bits_of(split.joined()), bits_of(plain.master)) << with_momentum << nesterov;
-    }
+// Every form computes what the fp32 form computes, from the value that it holds, and rounds at the
+// end.
+template <class Step>
+void expect_forms_agree(const Step& step) {
+  UpdateState plain(kNumel);
+  UpdateState split(kNumel);
+  for (int i = 0; i < 10; ++i) {
+    step(plain, ParameterForm::kF32);
+    step(split, ParameterForm::kSplit);
   }
+  std::vector<float> joined(kNumel);
+  join_master_cpu(split.high.data(), split.remainder.data(), joined.data(), kNumel);
+  EXPECT_EQ(bits_of(joined), bits_of(plain.master));
+  EXPECT_EQ(bits_of(split.first), bits_of(plain.first));
+
+  for (const ParameterForm form : {ParameterForm::kF32AndBf16, ParameterForm::kF32AndF16}) {
+    UpdateState copied(kNumel);
+    for (int i = 0; i < 10; ++i) step(copied, form);
+    EXPECT_EQ(bits_of(copied.master), bits_of(plain.master));
+    std::vector<uint16_t> rounded(kNumel);
+    convert_floats(plain.master.data(), DType::kF32, rounded.data(),
+                   form == ParameterForm::kF32AndF16 ? DType::kF16 : DType::kBF16, kNumel);
+    EXPECT_EQ(copied.copy, rounded);
+  }
+
+  UpdateState pure(kNumel);
+  for (size_t i = 0; i < kNumel; ++i) pure.master[i] = bf16_to_float(pure.high[i]);
+  const std::vector<float> wide = wide_result(pure, step);
+  step(pure, ParameterForm::kBf16);
+  for (size_t i = 0; i < kNumel; ++i) EXPECT_EQ(pure.high[i], float_to_bf16(wide[i])) << i;
+}
+
+TEST(UpdateTest, AdamwGivesTheSameInEveryForm) {
+  expect_forms_agree([](UpdateState& state, ParameterForm form) { step_adamw(state, form); });
+}
+
+TEST(UpdateTest, SgdGivesTheSameInEveryForm) {
+  for (const auto& [with_momentum, nesterov] :
+       {std::pair(false, false), std::pair(true, false), std::pair(true, true)}) {
+    SCOPED_TRACE(testing::Message() << with_momentum << nesterov);
+    expect_forms_agree([&](UpdateState& state, ParameterForm form) {
+      step_sgd(state, form, with_momentum, nesterov);
+    });
+  }
+}
+
+TEST(UpdateTest, RandomRoundingTakesANeighbourOfTheExactResult) {
+  UpdateState state(kNumel);
+  for (size_t i = 0; i < kNumel; ++i) state.master[i] = bf16_to_float(state.high[i]);
+  const std::vector<float> wide =
+      wide_result(state, [](UpdateState& s, ParameterForm form) { step_adamw(s, form); });
+  step_adamw(state, ParameterForm::kBf16Stochastic);
+  int up = 0;
+  int inexact = 0;
+  for (size_t i = 0; i < kNumel; ++i) {
+    const auto below = static_cast<uint16_t>(float_bits(wide[i]) >> 16);  // Towards zero.
+    const bool exact = (float_bits(wide[i]) & 0xffffU) == 0;
+    EXPECT_TRUE(state.high[i] == below || (!exact && state.high[i] == below + 1)) << i;
+    inexact += exact ? 0 : 1;
+    up += state.high[i] == below ? 0 : 1;
+  }
+  EXPECT_GT(up, inexact / 3);
+  EXPECT_LT(up, inexact * 2 / 3);
 }
 
 TEST(UpdateTest, SgdIsTheWrittenFormula) {
-  const State before = random_state();
-  State after = before;
-  sgd_f32(after.master.data(), after.gradient.data(), after.first.data(), kNumel, true, kSgd);
+  const UpdateState before(kNumel);
+  UpdateState after = before;
+  step_sgd(after, ParameterForm::kF32, true, true);
   for (size_t i = 0; i < kNumel; ++i) {
-    volatile float scaled = before.gradient[i] * kSgd.grad_scale;
+    volatile float unclipped = before.gradient[i] * kSgd.grad_scale;
+    volatile float scaled =
+        std::clamp(static_cast<float>(unclipped), -kSgd.clip_value, kSgd.clip_value);
     volatile float decay = kSgd.weight_decay * before.master[i];
     volatile float g = scaled + decay;
     volatile float kept = before.first[i] * kSgd.momentum;
