@@ -38,8 +38,8 @@ std::vector<char*> pointers(const std::vector<std::string>& texts) {
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
   execvpe(argv[0], argv, environment);
-  send_report(start.socket, {static_cast<int>(ExitCode::kConfig), false,
-                             cat("cannot start '", argv[0], "': ", strerror(errno))});
+  send_report(start.socket, {.code = static_cast<int>(ExitCode::kConfig),
+                             .text = cat("cannot start '", argv[0], "': ", strerror(errno))});
   _exit(static_cast<int>(ExitCode::kConfig));
 }
 
@@ -70,6 +70,15 @@ std::optional<int> reap_child(pid_t pid) {
   int status = 0;
   waitpid(pid, &status, 0);
   return status;
+}
+
+std::optional<int> stop_or_continue_of_child(pid_t pid) {
+  siginfo_t info{};
+  if (waitid(P_PID, static_cast<id_t>(pid), &info, WSTOPPED | WCONTINUED | WNOHANG) != 0 ||
+      info.si_pid != pid) {
+    return std::nullopt;
+  }
+  return info.si_code == CLD_STOPPED ? info.si_status : 0;
 }
 
 std::string signal_name(int number) {

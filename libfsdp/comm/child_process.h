@@ -24,6 +24,9 @@ pid_t start_child(const ChildStart& start);
 /// killed; none while it runs.
 std::optional<int> reap_child(pid_t pid);
 
+/// News of a child since the last call: the signal that stopped it, 0 if it was continued.
+std::optional<int> stop_or_continue_of_child(pid_t pid);
+
 /// "SIGKILL", "SIGSEGV", "signal 42".
 std::string signal_name(int number);
 

@@ -44,7 +44,10 @@ std::string unit_text(int32_t unit, std::string_view name) {
 }
 
 std::string describe_briefly(const Tag& tag, std::string_view unit_name) {
-  std::string text = tag.what[0] != '\0' ? tag.what : kind_name(tag.kind);
+  const bool kind_tells = tag.what[0] == '\0' || tag.kind == CollectiveKind::kBarrier ||
+                          tag.kind == CollectiveKind::kAllocate;
+  std::string text = kind_tells ? kind_name(tag.kind) : tag.what;
+  if (kind_tells && tag.what[0] != '\0') text += cat(" '", tag.what, "'");
   if (tag.unit >= 0) text += cat(" of ", unit_text(tag.unit, unit_name));
   return text;
 }

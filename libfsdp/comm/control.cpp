@@ -22,6 +22,11 @@ size_t staging_at(int size) { return whole_pages(kRanksAt + sizeof(RankControl) 
 
 }  // namespace
 
+int64_t monotonic_ns() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
 size_t ControlView::bytes(int size) { return staging_at(size) + 2 * kStagingBytes * size; }
 
 ControlView ControlView::create(std::byte* data, int size) {
@@ -75,6 +80,10 @@ std::string ControlView::abort_text() const {
   return cat("rank ", world().abort_rank, " failed: ", world().abort_text);
 }
 
+int ControlView::abort_rank() const {
+  return world().abort_state.load(std::memory_order_acquire) == 2 ? world().abort_rank : -1;
+}
+
 int ControlView::abort_lost() const {
   return world().abort_state.load(std::memory_order_acquire) == 2 ? world().abort_lost : -1;
 }
@@ -103,10 +112,8 @@ std::string ControlView::progress(int rank) const {
 
 void ControlView::set_waiting(int rank, int member, uint64_t sequence) const {
   Waiting& waiting = this->rank(rank).waiting;
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
   waiting.sequence.store(sequence, std::memory_order_relaxed);
-  waiting.since_ns.store(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count(),
-                         std::memory_order_relaxed);
+  waiting.since_ns.store(monotonic_ns(), std::memory_order_relaxed);
   waiting.member.store(member + 1, std::memory_order_release);
 }
 

@@ -65,6 +65,9 @@ struct WorldControl {
   char unit_names[kMaxUnitNames][kUnitNameBytes] = {};
 };
 
+/// Nanoseconds of the clock that all processes of a host share.
+int64_t monotonic_ns();
+
 /// Finds its way in a control block; does not own it.
 class ControlView {
  public:
@@ -89,6 +92,8 @@ class ControlView {
   std::string abort_text() const;
   /// The rank that was missed, or -1.
   int abort_lost() const;
+  /// The rank that aborted, or -1.
+  int abort_rank() const;
 
   /// What a rank is doing, for people. Cheap: three relaxed stores.
   void set_progress(int rank, int64_t step, std::string_view phase) const;

@@ -16,6 +16,8 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/comm/child_process.h"
+#include "libfsdp/comm/failure_log.h"
+#include "libfsdp/comm/rank_health.h"
 #include "libfsdp/comm/report.h"
 #include "libfsdp/comm/shm_world.h"
 
@@ -26,6 +28,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr int kLookMs = 250;  // Between two looks at the ranks' health.
 constexpr int kForwarded[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2};
 
 int usable_cores() {
@@ -79,19 +82,16 @@ struct Rank {
   bool running = false;
   bool reported = false;
   bool killed_here = false;
-};
-
-struct Failure {
-  int rank;
-  int code;
-  bool consequence;
-  std::string text;  // Continues "name: rank 1".
+  RankHealth health;
 };
 
 class Launch {
  public:
   Launch(int nproc, const std::vector<std::string>& argv, const LaunchOptions& options)
-      : options_(options), argv_(argv), ranks_(nproc) {
+      : options_(options),
+        comm_(options.comm.value_or(comm_options_from_environment())),
+        argv_(argv),
+        ranks_(nproc) {
     if (options_.name.empty()) options_.name = argv.at(0).substr(argv.at(0).rfind('/') + 1);
   }
   ~Launch() {
@@ -156,14 +156,33 @@ class Launch {
     for (size_t rank = 0; rank < ranks_.size(); ++rank) read_reports(static_cast<int>(rank));
     while (const int number = signals_.next()) on_signal(number);
     for (size_t rank = 0; rank < ranks_.size(); ++rank) reap(static_cast<int>(rank));
+    look_after_running();
     if (kill_at_ && Clock::now() >= *kill_at_) kill_running();
   }
 
   int milliseconds_to_deadline() const {
-    if (!kill_at_) return 1000;
+    if (!kill_at_) return kLookMs;
     const auto left =
         std::chrono::duration_cast<std::chrono::milliseconds>(*kill_at_ - Clock::now()).count();
-    return static_cast<int>(std::clamp<int64_t>(left + 1, 10, 1000));
+    return static_cast<int>(std::clamp<int64_t>(left + 1, 10, kLookMs));
+  }
+
+  void look_after_running() {
+    const int64_t now = monotonic_ns();
+    // A long pause means that this process was stopped, maybe together with the ranks: that time
+    // does not count.
+    const double elapsed_s =
+        std::min(1e-9 * static_cast<double>(now - last_look_ns_), 2e-3 * kLookMs);
+    last_look_ns_ = now;
+    for (size_t i = 0; i < ranks_.size(); ++i) {
+      if (!ranks_[i].running) continue;
+      const auto rank = static_cast<int>(i);
+      ranks_[i].health.look(ranks_[i].pid, control_.rank(rank), elapsed_s);
+      const std::string complaint = ranks_[i].health.complaint(comm_.peer_timeout_s);
+      if (complaint.empty() || ranks_[i].reported) continue;
+      ranks_[i].reported = true;
+      add_failure(rank, static_cast<int>(ExitCode::kComm), complaint);
+    }
   }
 
   void read_reports(int rank) {
@@ -173,22 +192,10 @@ class Launch {
       if (message.bytes.empty()) return;
       if (const std::optional<FailureReport> report = parse_report(message.bytes)) {
         ranks_[rank].reported = true;
-        const std::string at = control_.progress(rank);
-        add_failure({rank, report->code, report->consequence,
-                     cat(": ", one_line(report->text), at.empty() ? "" : cat(" (at ", at, ")"))});
+        failures_.add(control_, failure_of(control_, rank, *report));
+        schedule_kill();
       }
     }
-  }
-
-  // The cause is one line, the last one, for people and for scripts.
-  static std::string one_line(std::string_view text) {
-    std::string line;
-    for (const char c : text) {
-      const bool space = c == '\n' || c == '\r' || c == '\t' || c == ' ';
-      if (!space) line += c;
-      if (space && !line.empty() && line.back() != ' ') line += ' ';
-    }
-    return line;
   }
 
   void reap(int rank) {
@@ -205,9 +212,13 @@ class Launch {
     if (code == static_cast<int>(ExitCode::kStoppedWithCheckpoint) ||
         code == static_cast<int>(ExitCode::kInterrupted)) {
       orderly_code_ = std::max(orderly_code_, code);
-    } else if (code != 0) {
-      add_failure({rank, code, code == static_cast<int>(ExitCode::kComm),
-                   cat(" ended with exit code ", code, at(rank))});
+      // Others may never hear of it: it has not left them in order.
+      if (control_.rank(rank).presence.load() == Presence::kJoined) schedule_kill();
+    } else if (code == 0) {
+      failures_.ended_in_order(rank);
+    } else {
+      add_failure(rank, code, cat(" ended with exit code ", code),
+                  code == static_cast<int>(ExitCode::kComm));
     }
   }
 
@@ -218,17 +229,18 @@ class Launch {
       schedule_kill();
       return;
     }
-    add_failure({rank, static_cast<int>(ExitCode::kComm), false,
-                 cat(" was killed by ", signal_name(number), at(rank))});
+    add_failure(rank, static_cast<int>(ExitCode::kComm),
+                cat(" was killed by ", signal_name(number)));
   }
 
-  std::string at(int rank) const {
-    const std::string progress = control_.progress(rank);
-    return progress.empty() ? "" : cat(" at ", progress);
-  }
-
-  void add_failure(Failure failure) {
-    failures_.push_back(std::move(failure));
+  void add_failure(int rank, int code, const std::string& what, bool consequence = false) {
+    failures_.add(control_, {.rank = rank,
+                             .code = code,
+                             .consequence = consequence,
+                             .at_ns = monotonic_ns(),
+                             .text = cat(what, describe_end(look_at(control_, rank)))});
+    // Those who wait need not find it out by themselves.
+    if (!consequence) control_.abort(rank, cat("[comm] rank ", rank, what), rank);
     schedule_kill();
   }
 
@@ -278,14 +290,14 @@ class Launch {
   }
 
   int verdict() {
-    const auto own = std::find_if(failures_.begin(), failures_.end(),
-                                  [](const Failure& one) { return !one.consequence; });
     const bool interrupted = orderly_code_ == static_cast<int>(ExitCode::kInterrupted);
     // A rank that lost its peer to an interrupt is no failure either.
-    const auto cause = own != failures_.end() || interrupted ? own : failures_.begin();
-    if (cause != failures_.end()) {
-      say(cat("rank ", cause->rank, cause->text));
-      return cause->code;
+    if (!failures_.empty() && !(interrupted && failures_.only_consequences())) {
+      const Failure cause = *failures_.cause(control_);
+      if (const std::string others = failures_.others(cause); !others.empty())
+        say(cat(kStatesTitle, others));
+      say(cat("rank ", cause.rank, cause.text));
+      return cause.code;
     }
     if (interrupted) {
       say(interrupted_by_ == 0
@@ -296,18 +308,22 @@ class Launch {
   }
 
   void say(const std::string& text) const {
-    const std::string line = cat(options_.name, ": ", text, "\n");
+    // A rank that was killed may have left its progress bar.
+    const bool terminal = isatty(STDERR_FILENO) == 1;
+    const std::string line = cat(terminal ? "\r\x1b[K" : "", options_.name, ": ", text, "\n");
     std::fflush(stdout);
     [[maybe_unused]] const auto written = write(STDERR_FILENO, line.data(), line.size());
   }
 
   LaunchOptions options_;
+  CommOptions comm_;
   const std::vector<std::string>& argv_;
   SignalSource signals_;
   std::vector<Rank> ranks_;
   std::shared_ptr<Mapping> control_memory_;
   ControlView control_;
-  std::vector<Failure> failures_;
+  FailureLog failures_;
+  int64_t last_look_ns_ = monotonic_ns();
   std::optional<Clock::time_point> kill_at_;
   int last_forwarded_ = 0;
   int interrupted_by_ = 0;

@@ -6,8 +6,8 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/comm/rank_state.h"
 #include "libfsdp/comm/collective_checks.h"
+#include "libfsdp/comm/rank_state.h"
 #include "libfsdp/comm/stream_copy.h"
 #include "libfsdp/kernels/fold.h"
 
@@ -470,9 +470,10 @@ void PeerCommunicator::look_after(Watch& watch, Signal& signal, uint64_t target)
   if (watch.waited_s > options_.timeout_s) {
     // Whom this rank waits for may itself be kept waiting.
     const int late = end_of_waits(control_, watch.member, rank_);
-    fail_waiting(late, watch.what,
-                 cat("did not come within ", options_.timeout_s, " s",
-                     late == watch.member ? "" : cat(" and keeps rank ", watch.member, " waiting")));
+    fail_waiting(
+        late, watch.what,
+        cat("did not come within ", options_.timeout_s, " s",
+            late == watch.member ? "" : cat(" and keeps rank ", watch.member, " waiting")));
   }
 }
 

@@ -1,7 +1,6 @@
 #include "libfsdp/comm/rank_state.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 
@@ -17,9 +16,7 @@ std::string collective_at(const ControlView& control, int rank, uint64_t sequenc
 }
 
 double seconds_since(int64_t since_ns) {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  const auto now_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
-  return std::max(0.0, 1e-9 * static_cast<double>(now_ns - since_ns));
+  return std::max(0.0, 1e-9 * static_cast<double>(monotonic_ns() - since_ns));
 }
 
 std::string tenths(double seconds) {

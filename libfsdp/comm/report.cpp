@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "libfsdp/comm/control.h"
 #include "libfsdp/comm/unix_socket.h"
 
 namespace fsdp::comm {
@@ -13,6 +14,7 @@ struct ReportHeader {
   uint32_t magic = 0x72707274;
   int32_t code = 1;
   int32_t consequence = 0;
+  int64_t at_ns = 0;
 };
 
 }  // namespace
@@ -23,6 +25,7 @@ bool send_report(int socket, const FailureReport& report) noexcept {
   ReportHeader header;
   header.code = report.code;
   header.consequence = report.consequence ? 1 : 0;
+  header.at_ns = monotonic_ns();
   const size_t length = std::min(report.text.size(), sizeof(message) - sizeof(header));
   std::memcpy(message, &header, sizeof(header));
   std::memcpy(message + sizeof(header), report.text.data(), length);
@@ -39,8 +42,10 @@ std::optional<FailureReport> parse_report(std::string_view message) {
   if (message.size() < sizeof(header)) return std::nullopt;
   std::memcpy(&header, message.data(), sizeof(header));
   if (header.magic != magic) return std::nullopt;
-  return FailureReport{header.code, header.consequence != 0,
-                       std::string(message.substr(sizeof(header)))};
+  return FailureReport{.code = header.code,
+                       .consequence = header.consequence != 0,
+                       .at_ns = header.at_ns,
+                       .text = std::string(message.substr(sizeof(header)))};
 }
 
 }  // namespace fsdp::comm

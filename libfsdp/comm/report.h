@@ -1,6 +1,7 @@
 // What a failing rank tells the launcher before it ends.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -10,6 +11,7 @@ namespace fsdp::comm {
 struct FailureReport {
   int code = 1;              ///< Exit code that the rank is about to use.
   bool consequence = false;  ///< A CommError: another rank's failure may be the cause.
+  int64_t at_ns = 0;         ///< When, of the monotonic clock; send_report fills it in.
   std::string text;
 };
 

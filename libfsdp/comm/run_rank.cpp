@@ -26,20 +26,31 @@ struct Ending {
 };
 std::atomic<Ending*> current_ending{nullptr};
 
+FailureReport failure(ExitCode code, std::string text) {
+  return {.code = static_cast<int>(code), .text = std::move(text)};
+}
+
+// Given back when memory is exhausted, so that the failure can still be told.
+std::atomic<char*> memory_reserve{nullptr};
+constexpr size_t kReserveBytes = 256 << 10;
+
 FailureReport report_of(const std::exception_ptr& thrown) {
   try {
     if (thrown) std::rethrow_exception(thrown);
-    return {static_cast<int>(ExitCode::kInternal), false, "std::terminate without an exception"};
+    return failure(ExitCode::kInternal, "std::terminate without an exception");
   } catch (const CommError& e) {
-    return {static_cast<int>(e.code()), true, e.what()};
+    FailureReport report = failure(e.code(), e.what());
+    report.consequence = true;
+    return report;
   } catch (const Error& e) {
-    return {static_cast<int>(e.code()), false, e.what()};
+    return failure(e.code(), e.what());
   } catch (const std::bad_alloc&) {
-    return {static_cast<int>(ExitCode::kHostResource), false, "out of host memory"};
+    std::free(memory_reserve.exchange(nullptr));
+    return failure(ExitCode::kHostResource, "out of host memory");
   } catch (const std::exception& e) {
-    return {static_cast<int>(ExitCode::kInternal), false, e.what()};
+    return failure(ExitCode::kInternal, e.what());
   } catch (...) {
-    return {static_cast<int>(ExitCode::kInternal), false, "an exception that is no std::exception"};
+    return failure(ExitCode::kInternal, "an exception that is no std::exception");
   }
 }
 
@@ -105,11 +116,13 @@ int run_rank(const std::function<int(Communicator&)>& fn, const RankOptions& opt
   Ending ending;
   ending.name = options.name;
   ending.launcher = launcher_socket();
+  memory_reserve = static_cast<char*>(std::malloc(kReserveBytes));
   current_ending = &ending;
   const std::terminate_handler before = std::set_terminate(on_terminate);
   const int code = run(ending, fn, options);
   std::set_terminate(before);
   current_ending = nullptr;
+  std::free(memory_reserve.exchange(nullptr));
   return code;
 }
 
