@@ -7,7 +7,7 @@
 #include <numeric>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/models/random.h"
+#include "libfsdp/shard/random.h"
 
 namespace fsdp::models {
 namespace {
