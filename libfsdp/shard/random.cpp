@@ -99,6 +99,10 @@ RandomScope::Site RandomScope::next_unit_call() {
   return derive_key(*current_scope->site_, current_scope->next_++, 1);
 }
 
+RandomScope::Site RandomScope::current_site() {
+  return current_scope ? current_scope->site_ : Site();
+}
+
 bool RandomScope::active() { return current_scope != nullptr; }
 
 RandomScope::Root::Root(uint64_t seed, int64_t step, int64_t micro_batch, int64_t call)

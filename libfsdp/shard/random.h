@@ -70,6 +70,8 @@ class RandomScope {
   RandomScope& operator=(const RandomScope&) = delete;
 
   const Site& site() const { return site_; }
+  /// That of the scope which the thread is in.
+  static Site current_site();
 
   /// Key of the next random call in the current scope; from torch's default generator where there
   /// is none, so that torch::manual_seed reaches single modules.
