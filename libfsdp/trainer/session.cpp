@@ -39,6 +39,7 @@ ShardOptions shard_options(const TrainOptions& options) {
 
 ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
                        const ShardOptions& options, Purpose purpose) {
+  comm.report_progress(-1, "load");
   const auto dtype = options.param_dtype == DType::kBF16 ? at::kBFloat16 : at::kFloat;
   auto model = models::make_causal_lm(files.config, at::TensorOptions(at::kMeta).dtype(dtype));
   if (purpose == Purpose::kInference) {

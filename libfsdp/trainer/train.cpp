@@ -177,6 +177,7 @@ class TrainRun {
   }
 
   void run_evaluation(ShardedLm& model, int64_t step_index) {
+    comm_.report_progress(step_index + 1, "evaluate");
     auto record = evaluate(model, *inputs_.validation);
     record.step = step_index + 1;
     record.epoch = last_.epoch;
@@ -195,6 +196,7 @@ class TrainRun {
   }
 
   void save(ShardedLm& model, const std::string& resolved_options) {
+    comm_.report_progress(last_.step, "save");
     const auto dtype = save_dtype_of(options_, inputs_.files);
     if (comm_.rank() == 0) {
       save_model_files(inputs_.files, dtype, options_.output_dir);
