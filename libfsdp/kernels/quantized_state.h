@@ -19,15 +19,16 @@ struct DynamicMap {
   float midpoints[255] = {};
 };
 
-/// Mean of two neighbours of `points` evenly spaced numbers from 0.1 to 1, computed as torch's
-/// linspace does, from both ends towards the middle.
+/// Mean of neighbours `index` and `index + 1` of `points` evenly spaced numbers from 0.1 to 1, with
+/// the bits of torch's linspace: from both ends towards the middle, product and sum rounded once.
 constexpr float dynamic_map_mean(int index, int points) {
   const float step = (1.0F - 0.1F) / static_cast<float>(points - 1);
   float ends[2] = {};
   for (int k = 0; k < 2; ++k) {
     const int i = index + k;
-    ends[k] = i < points / 2 ? 0.1F + step * static_cast<float>(i)
-                             : 1.0F - step * static_cast<float>(points - 1 - i);
+    const double wide =
+        i < points / 2 ? double{0.1F} + double{step} * i : 1.0 - double{step} * (points - 1 - i);
+    ends[k] = static_cast<float>(wide);
   }
   return (ends[0] + ends[1]) / 2.0F;
 }

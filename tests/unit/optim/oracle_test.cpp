@@ -1,12 +1,9 @@
 // Our optimizers and schedules against PyTorch's and transformers', which run in the project's
 // Python.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -14,6 +11,7 @@
 #include "libfsdp/base/error.h"
 #include "libfsdp/optim/lr_schedule.h"
 #include "libfsdp/optim/optimizer.h"
+#include "tests/unit/optim/run_script.h"
 
 namespace fsdp::optim {
 namespace {
@@ -21,20 +19,6 @@ namespace {
 constexpr int64_t kNumel = 1280;
 constexpr int kSteps = 20;
 constexpr double kUnit = 0x1p-24;  // largest relative rounding error of one fp32 operation
-
-/// Runs a script of this folder with a file for its output first; returns the file's bytes.
-std::string run_script(const std::string& script, const std::string& arguments) {
-  const std::filesystem::path output =
-      std::filesystem::temp_directory_path() / cat("fsdp_oracle_", getpid(), "_", script, ".out");
-  const std::string command = cat("'", FSDP_TEST_PYTHON, "' '", FSDP_TEST_SCRIPTS, "/", script,
-                                  "' '", output.string(), "' ", arguments);
-  const int status = std::system(command.c_str());
-  check(status == 0, cat(command, " failed with status ", status));
-  std::ostringstream bytes;
-  bytes << std::ifstream(output, std::ios::binary).rdbuf();
-  std::filesystem::remove(output);
-  return bytes.str();
-}
 
 struct OptimizerCase {
   std::string name;
