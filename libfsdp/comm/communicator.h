@@ -69,7 +69,8 @@ class SymmetricMemory {
   /// This rank's block, 4096-byte aligned, zero at first. All pages are present: the first touch
   /// costs nothing extra.
   virtual std::byte* local() = 0;
-  /// The block of `rank` as this rank may read it, between a collective's begin and finish only.
+  /// The block of `rank` as this rank may read it, between a collective's begin and finish only;
+  /// nullptr where the ranks' memory is not mapped here.
   virtual const std::byte* peer(int rank) const = 0;
 };
 
@@ -115,6 +116,8 @@ class Communicator {
 
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  /// Ranks of each host, which are neighbours; of this world's hosts all have as many.
+  virtual int ranks_per_host() const { return size(); }
   /// All ranks, ascending.
   const Group& world() const { return world_; }
 
