@@ -16,7 +16,7 @@
 namespace fsdp::kernels {
 
 /// Raised whenever the table's layout changes.
-constexpr int32_t kCudaKernelTableVersion = 3;
+constexpr int32_t kCudaKernelTableVersion = 4;
 
 enum class FoldType : int32_t { kF32, kBf16, kF16 };
 
@@ -30,13 +30,13 @@ struct CudaKernelTable {
   /// returns.
   int (*fold_ranks)(float* destination, const void* const* sources, int count, FoldType type,
                     int64_t n, int accumulate, void* stream);
-  /// As quantum_square_sums(), but *non_finite is added to.
-  int (*quantum_square_sums)(const float* values, int64_t n, double* sums, int64_t* non_finite,
-                             void* stream);
-  /// As add_square_sums() on kExactSumLimbs limbs, which may be zeroed memory or hold an earlier
-  /// sum.
-  int (*add_square_sums)(const float* values, int64_t n, int64_t* limbs, int64_t* non_finite,
-                         void* stream);
+  /// As quantum_sums(), but *non_finite is added to.
+  int (*quantum_sums)(const float* values, int64_t n, NormType type, double* sums,
+                      int64_t* non_finite, void* stream);
+  /// As add_gradient_sums() on kExactSumLimbs limbs and a magnitude, which may be zeroed memory or
+  /// hold earlier sums; the one that `type` does not use may be null.
+  int (*add_gradient_sums)(const float* values, int64_t n, NormType type, int64_t* limbs,
+                           float* max_abs, int64_t* non_finite, void* stream);
   // As the functions of update.h; the structs are host memory, read before the call returns.
   int (*adamw)(const ParameterArrays* parameter, const float* gradient, float* exp_avg,
                float* exp_avg_sq, int64_t n, const AdamWScalars* scalars, void* stream);

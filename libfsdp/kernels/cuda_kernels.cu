@@ -5,8 +5,8 @@ namespace fsdp::kernels {
 namespace {
 
 const CudaKernelTable kTable = {
-    kCudaKernelTableVersion,    launch_split,      launch_join,  launch_fold,
-    launch_quantum_sums,        launch_exact_sum,  launch_adamw, launch_sgd,
+    kCudaKernelTableVersion,    launch_split,         launch_join,  launch_fold,
+    launch_quantum_sums,        launch_gradient_sums, launch_adamw, launch_sgd,
     launch_any_precision_adamw, launch_adamw_8bit,
 };
 

@@ -13,10 +13,10 @@ int launch_fold(float* destination, const void* const* sources, int count, FoldT
                 int accumulate, void* stream);
 
 // cuda_sums.cu
-int launch_quantum_sums(const float* values, int64_t n, double* sums, int64_t* non_finite,
-                        void* stream);
-int launch_exact_sum(const float* values, int64_t n, int64_t* limbs, int64_t* non_finite,
-                     void* stream);
+int launch_quantum_sums(const float* values, int64_t n, NormType type, double* sums,
+                        int64_t* non_finite, void* stream);
+int launch_gradient_sums(const float* values, int64_t n, NormType type, int64_t* limbs,
+                         float* max_abs, int64_t* non_finite, void* stream);
 
 // cuda_updates.cu
 int launch_adamw(const ParameterArrays* parameter, const float* gradient, float* exp_avg,

@@ -21,7 +21,7 @@
 
 namespace fsdp::kernels {
 
-/// Elements of one quantum: shards are cut at multiples of it, square sums are taken over it.
+/// Elements of one quantum: shards are cut at multiples of it, sums are taken over it.
 constexpr int64_t kQuantum = 128;
 
 FSDP_HD uint32_t float_bits(float value) {
@@ -165,14 +165,24 @@ FSDP_HD float sgd_momentum_element(float parameter, float gradient, float& buffe
   return parameter - s.learning_rate * (kNesterov ? g + s.momentum * buffer : buffer);
 }
 
-// Note [Order of a square sum] The squares of a quantum are summed in double by 8 lanes, lane j
-// taking elements j, j+8, j+16, ..., then ((0+4)+(2+6)) + ((1+5)+(3+7)). A square is exact in
-// double; the order is the same everywhere.
-constexpr int kSquareLanes = 8;
+/// Norms of a gradient.
+enum class NormType : int32_t { kTwo, kOne, kInf };
+
+/// What an element adds to the sum behind a norm: its square, or its magnitude. Exact.
+template <NormType kType>
+FSDP_HD double norm_term(float value) {
+  const auto wide = static_cast<double>(value);
+  return kType == NormType::kTwo ? wide * wide : (wide < 0 ? -wide : wide);
+}
+
+// Note [Order of a quantum's sum] The terms of a quantum are summed in double by 8 lanes, lane j
+// taking elements j, j+8, j+16, ..., then ((0+4)+(2+6)) + ((1+5)+(3+7)). A term is exact in double;
+// the order is the same everywhere.
+constexpr int kQuantumLanes = 8;
 
 /// Sum of 8 lanes in that order. `lane(j)` returns lane j's sum.
 template <class Lane>
-FSDP_HD double combine_square_lanes(const Lane& lane) {
+FSDP_HD double combine_quantum_lanes(const Lane& lane) {
   return ((lane(0) + lane(4)) + (lane(2) + lane(6))) + ((lane(1) + lane(5)) + (lane(3) + lane(7)));
 }
 

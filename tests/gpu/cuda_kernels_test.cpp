@@ -4,8 +4,8 @@
 #include "libfsdp/base/dtype.h"
 #include "libfsdp/kernels/cuda_kernel_table.h"
 #include "libfsdp/kernels/fold.h"
+#include "libfsdp/kernels/gradient_sums.h"
 #include "libfsdp/kernels/split_master.h"
-#include "libfsdp/kernels/square_sum.h"
 #include "tests/gpu/device_data.h"
 #include "tests/unit/kernels/update_cases.h"
 
@@ -110,33 +110,38 @@ TEST_F(CudaKernelsTest, FoldsEqualTheirTwins) {
   }
 }
 
-TEST_F(CudaKernelsTest, SquareSumsEqualTheirTwins) {
+TEST_F(CudaKernelsTest, GradientSumsEqualTheirTwins) {
   const device::CudaStream stream;
   std::vector<float> values = random_floats(kQuanta * kQuantum, 5);
   values[1000] = INFINITY;
   values[kQuanta * kQuantum - 1] = NAN;
-  std::vector<double> expected(kQuanta);
-  const int64_t non_finite =
-      quantum_square_sums(values.data(), kQuanta * kQuantum, expected.data());
-  SquareSum total;
-  add_square_sums(values.data(), kQuanta * kQuantum, total);
-
   const DeviceArray<float> input(values, stream);
-  const DeviceArray<double> sums(std::vector<double>(kQuanta), stream);
-  const DeviceArray<int64_t> limbs(std::vector<int64_t>(kExactSumLimbs), stream);
-  const DeviceArray<int64_t> counts(std::vector<int64_t>(2), stream);
-  check_cuda(cuda_kernels().quantum_square_sums(input.data(), kQuanta * kQuantum, sums.data(),
-                                                counts.data(), stream.get()),
-             "quantum sums");
-  check_cuda(cuda_kernels().add_square_sums(input.data(), kQuanta * kQuantum, limbs.data(),
-                                            counts.data() + 1, stream.get()),
-             "exact sum");
-  EXPECT_TRUE(same_bits(sums.to_host(), expected));
-  EXPECT_EQ(counts.to_host(), (std::vector<int64_t>{non_finite, non_finite}));
-  ExactSum::Limbs packet;
-  const std::vector<int64_t> got = limbs.to_host();
-  std::copy(got.begin(), got.end(), packet.begin());
-  EXPECT_EQ(ExactSum::from_limbs(packet), total.sum);
+  for (const NormType type : {NormType::kTwo, NormType::kOne, NormType::kInf}) {
+    SCOPED_TRACE(static_cast<int>(type));
+    GradientSums total;
+    add_gradient_sums(values.data(), kQuanta * kQuantum, type, total);
+    const DeviceArray<int64_t> limbs(std::vector<int64_t>(kExactSumLimbs), stream);
+    const DeviceArray<float> max_abs(std::vector<float>(1), stream);
+    const DeviceArray<int64_t> count(std::vector<int64_t>(1), stream);
+    check_cuda(
+        cuda_kernels().add_gradient_sums(input.data(), kQuanta * kQuantum, type, limbs.data(),
+                                         max_abs.data(), count.data(), stream.get()),
+        "gradient sums");
+    ExactSum::Limbs packet;
+    const std::vector<int64_t> got = limbs.to_host();
+    std::copy(got.begin(), got.end(), packet.begin());
+    EXPECT_EQ(ExactSum::from_limbs(packet), total.sum);
+    EXPECT_EQ(max_abs.to_host()[0], total.max_abs);
+    EXPECT_EQ(count.to_host()[0], total.non_finite);
+    if (type == NormType::kInf) continue;
+    std::vector<double> expected(kQuanta);
+    quantum_sums(values.data(), kQuanta * kQuantum, type, expected.data());
+    const DeviceArray<double> sums(std::vector<double>(kQuanta), stream);
+    check_cuda(cuda_kernels().quantum_sums(input.data(), kQuanta * kQuantum, type, sums.data(),
+                                           count.data(), stream.get()),
+               "quantum sums");
+    EXPECT_TRUE(same_bits(sums.to_host(), expected));
+  }
 }
 
 TEST_F(CudaKernelsTest, AdamwEqualsItsTwin) {
