@@ -9,6 +9,8 @@
 #include <optional>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/base/log.h"
+#include "libfsdp/comm/meeting_point.h"
 #include "libfsdp/comm/rendezvous.h"
 #include "libfsdp/comm/shm_world.h"
 #include "libfsdp/comm/thread_world.h"
@@ -75,7 +77,7 @@ std::string text_of(const char* name) {
 }
 
 // What processes that were started together have in common, and others on this host have not.
-std::string meeting_point() {
+std::string local_meeting_point() {
   std::string name;
   for (const char* part :
        {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT",
@@ -96,6 +98,43 @@ std::unique_ptr<Communicator> join_launched(int socket, const JoinOptions& optio
   return join_shm(std::move(parts), options.comm.value_or(comm_options_from_environment()));
 }
 
+/// What FSDP_COMM names; none for this host's memory, or if it is not set.
+const Transport* chosen_transport(const JoinOptions& options) {
+  const std::string name = text_of("FSDP_COMM");
+  if (name.empty() || name == "shm") return nullptr;
+  std::string known = "shm";
+  for (const Transport& transport : options.transports) {
+    if (transport.name == name) return &transport;
+    known += cat(", ", transport.name);
+  }
+  throw ConfigError(
+      cat("[comm] environment variable FSDP_COMM='", name, "': this program knows ", known));
+}
+
+std::unique_ptr<Communicator> join_several_hosts(const RankPlace& place, const Transport* chosen,
+                                                 const JoinOptions& options,
+                                                 const CommOptions& comm) {
+  const std::string asked = cat("[comm] the environment asks for ", place.size, " ranks of which ",
+                                place.local_size, " are on this host; ");
+  if (text_of("FSDP_COMM") == "shm") throw ConfigError(asked + "FSDP_COMM=shm reaches one host");
+  if (chosen == nullptr && options.transports.empty())
+    throw ConfigError(asked + "this program was built for one host");
+  if (chosen == nullptr) chosen = &options.transports.front();
+  MeetingPoint point = meeting_point_of([](const char* name) { return text_of(name); });
+  if (place.rank == 0) {
+    log::info(cat("ranks on several hosts meet at ", point.host, ":", point.port, " over ",
+                  chosen->name, "; token from ", point.token_from));
+  }
+  WorldPlace world;
+  world.rank = place.rank;
+  world.size = place.size;
+  world.host = std::move(point.host);
+  world.port = point.port;
+  world.token = std::move(point.token);
+  world.rendezvous_timeout_s = options.rendezvous_timeout_s;
+  return chosen->join(std::move(world), comm);
+}
+
 }  // namespace
 
 RankPlace place_from_environment() {
@@ -110,16 +149,25 @@ bool started_as_rank() {
 }
 
 std::unique_ptr<Communicator> join(const JoinOptions& options) {
-  if (const std::optional<int> socket = integer_of("FSDP_LAUNCH_FD"))
-    return join_launched(*socket, options);
-  const RankPlace place = place_from_environment();
-  if (place.size == 1) return make_single();
-  if (place.local_size != place.size) {
-    throw ConfigError(cat("[comm] the environment asks for ", place.size, " ranks of which ",
-                          place.local_size, " are on this host; only one host is supported today"));
+  const Transport* chosen = chosen_transport(options);
+  const CommOptions comm = options.comm.value_or(comm_options_from_environment());
+  std::unique_ptr<Communicator> local;
+  if (const std::optional<int> socket = integer_of("FSDP_LAUNCH_FD")) {
+    local = join_launched(*socket, options);
+  } else {
+    const RankPlace place = place_from_environment();
+    if (place.size == 1) return make_single();
+    if (place.local_size != place.size) return join_several_hosts(place, chosen, options, comm);
+    local = rendezvous(place.rank, place.size, local_meeting_point(), options.rendezvous_timeout_s,
+                       comm);
   }
-  return rendezvous(place.rank, place.size, meeting_point(), options.rendezvous_timeout_s,
-                    options.comm.value_or(comm_options_from_environment()));
+  if (chosen == nullptr || local->size() == 1) return local;
+  WorldPlace world;
+  world.rank = local->rank();
+  world.size = local->size();
+  world.rendezvous_timeout_s = options.rendezvous_timeout_s;
+  world.local = std::move(local);
+  return chosen->join(std::move(world), comm);
 }
 
 }  // namespace fsdp::comm

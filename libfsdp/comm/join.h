@@ -5,14 +5,37 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "libfsdp/comm/communicator.h"
 #include "libfsdp/comm/options.h"
 
 namespace fsdp::comm {
 
+/// A world as its launcher describes it.
+struct WorldPlace {
+  int rank = 0;
+  int size = 1;
+  std::string host;   ///< Of rank 0, for worlds of several hosts.
+  int port = 0;       ///< Where rank 0 may listen there.
+  std::string token;  ///< That all ranks know, and nobody else should.
+  double rendezvous_timeout_s = 60;
+  /// The same ranks, already joined, when all are on this host; then host, port and token are not
+  /// set.
+  std::unique_ptr<Communicator> local;
+};
+
+/// Another way for ranks to reach each other than this host's memory.
+struct Transport {
+  std::string name;  ///< For FSDP_COMM.
+  std::function<std::unique_ptr<Communicator>(WorldPlace, const CommOptions&)> join;
+};
+
 struct JoinOptions {
   std::optional<CommOptions> comm;  ///< Without: comm_options_from_environment().
+  /// What this program was built with. The first serves worlds of several hosts; FSDP_COMM=name
+  /// chooses one (shm: none of them) for any world.
+  std::vector<Transport> transports;
   double rendezvous_timeout_s =
       60;  ///< How long to wait for the other ranks to start, without our launcher.
 };
@@ -24,9 +47,11 @@ struct JoinOptions {
 /// names): its ranks, who
 ///   find each other over an abstract UNIX socket; nothing listens on the network, and other users
 ///   are refused;
+///   With ranks on several hosts they meet at rank 0, which listens on one address and port until
+///   all have come: see Note [Meeting point];
 /// - else: one rank.
 /// Collective over the processes that were started together. Call it once a process.
-/// Throws ConfigError (contradictory environment, more than one host), CommError (a rank did not
+/// Throws ConfigError (contradictory or incomplete environment), CommError (a rank did not
 /// come), HostResourceError.
 std::unique_ptr<Communicator> join(const JoinOptions& options = {});
 

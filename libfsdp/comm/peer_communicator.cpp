@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/comm/agreement.h"
 #include "libfsdp/comm/collective_checks.h"
 #include "libfsdp/comm/rank_state.h"
 #include "libfsdp/comm/stream_copy.h"
@@ -22,33 +23,6 @@ constexpr double kSpinSeconds = 10e-6;
 
 constexpr size_t kStreamBytes =
     16 << 20;  // Larger gathers do not stay in a core's share of the caches.
-
-uint64_t group_key(const Group& group) {
-  uint64_t mask = 0;
-  uint64_t hash = 14695981039346656037ULL;
-  for (const int member : group) {
-    if (member < 64) mask |= uint64_t{1} << member;
-    hash = (hash ^ static_cast<uint64_t>(member)) * 1099511628211ULL;
-  }
-  return !group.empty() && group.back() < 64 ? mask : hash;
-}
-
-std::string group_text(uint64_t key) {
-  std::string text;
-  for (int member = 0; member < 64; ++member) {
-    if ((key >> member & 1) != 0) text += cat(text.empty() ? "" : ",", member);
-  }
-  return cat("{", text, "}");
-}
-
-std::string describe(const Posted& posted) {
-  return cat(describe(posted.tag), " in the group ", group_text(posted.group));
-}
-
-bool same(const Posted& a, const Posted& b) {
-  return a.sequence == b.sequence && a.group == b.group && a.offset == b.offset &&
-         a.memory == b.memory && a.tag == b.tag;
-}
 
 SharedBlock& block_of(const SymmetricSpan& span) {
   auto* block = dynamic_cast<SharedBlock*>(span.memory);
@@ -206,16 +180,8 @@ void PeerCommunicator::finish_next() {
 void PeerCommunicator::compare(const Pending& pending, int member) {
   const Posted& mine = pending.posted;
   const Posted& theirs = control_.rank(member).ring[mine.sequence % kRing];
-  if (same(mine, theirs)) return;
-  std::string text = cat("[comm] ranks ", rank_, " and ", member,
-                         " began different collectives at place ", mine.sequence, ": rank ", rank_,
-                         " began ", describe(mine), ", rank ", member, " began ", describe(theirs));
-  if (mine.tag == theirs.tag && mine.group == theirs.group) {
-    text +=
-        cat(" (sources: allocation ", mine.memory, " offset ", mine.offset, " against allocation ",
-            theirs.memory, " offset ", theirs.offset, ", place ", theirs.sequence, ")");
-  }
-  fail(text + ". Hint: every rank must begin the same collectives in the same order.");
+  const std::string text = difference(rank_, mine, member, theirs);
+  if (!text.empty()) fail(text);
 }
 
 void PeerCommunicator::move_data(Pending& pending) {
@@ -396,14 +362,9 @@ void PeerCommunicator::agree_on_memory(const std::string& error, const Group& gr
              rank_, " gave the group ", group_text(mine.group), ", rank ", member, " ",
              group_text(all[member].group)));
   }
-  std::string failed;
-  for (int peer = 0; peer < size_; ++peer) {
-    if (all[peer].error[0] != '\0') failed += cat("\n  rank ", peer, ": ", all[peer].error.data());
-  }
-  if (failed.empty()) return;
-  throw HostResourceError(cat(
-      "[comm] no memory for '", label, "', ", bytes, " bytes for each of ", size_, " ranks:",
-      failed, "\n  Hint: the memory limit of the host or container is too small for this plan."));
+  std::vector<std::string_view> errors;
+  for (const State& state : all) errors.emplace_back(state.error.data());
+  throw_if_no_memory(errors, bytes, label);
 }
 
 // ---- Waiting ----

@@ -10,6 +10,7 @@
 #include "libfsdp/base/log.h"
 #include "libfsdp/comm/join.h"
 #include "libfsdp/comm/launcher.h"
+#include "libfsdp/gloo/transport.h"
 #include "libfsdp/models/fast_matmul.h"
 
 namespace fsdp::trainer {
@@ -47,7 +48,7 @@ int run_as_rank(const RankOptions& options, const std::function<void(comm::Commu
     call_translated(body, communicator);
     return 0;
   };
-  return comm::run_rank(whole, {.name = "finetune"});
+  return comm::run_rank(whole, {.join = {.transports = {gloo::transport()}}, .name = "finetune"});
 }
 
 /// argv with a path that still works when argv[0] was found through PATH.

@@ -15,15 +15,16 @@ LAYERS = {
     "checkpoint": ["base", "plan", "io", "comm"],
     "engine": ["base", "plan", "device", "kernels", "comm", "optim"],
     "text": ["base", "io"],
+    "gloo": ["base", "kernels", "comm"],
     "shard": ["base", "plan", "io", "device", "kernels", "comm", "optim", "checkpoint", "engine"],
     "lora": ["base", "plan", "io", "kernels", "checkpoint", "shard"],
     "models": ["base", "io", "device", "kernels", "shard"],
     "trainer": ["base", "plan", "io", "device", "kernels", "comm", "optim", "checkpoint", "engine", "text",
-                "shard", "lora", "models"],
+                "gloo", "shard", "lora", "models"],
 }
 BELOW_TORCH = ["base", "plan", "io", "device", "kernels", "comm", "optim", "checkpoint", "engine", "text"]
 # Programs stand on the trainer; what it hands out (errors, options, json) they may name too.
-PROGRAMS = ["base", "io", "comm", "device", "trainer"]
+PROGRAMS = ["base", "io", "comm", "device", "gloo", "trainer"]
 
 TORCH = re.compile(r"^(torch|ATen|c10)/")
 THIRD_PARTY = re.compile(r"^(nlohmann|simdjson|yaml-cpp|spdlog|fmt|CLI)[/.]")

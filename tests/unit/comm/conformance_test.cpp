@@ -1,4 +1,5 @@
-// Runs every case of conformance_cases.h on every transport.
+// Runs every case of conformance_cases.h on every transport: those of one host, or, with
+// FSDP_TEST_GLOO, gloo.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -13,10 +14,14 @@
 #include "tests/support/rank_threads.h"
 #include "tests/unit/comm/conformance_cases.h"
 
+#ifdef FSDP_TEST_GLOO
+#include "libfsdp/gloo/transport.h"
+#endif
+
 namespace fsdp::comm {
 namespace {
 
-enum class Transport { kSingle, kFake, kThreads, kShm, kShmInThreads };
+enum class Transport { kSingle, kFake, kThreads, kShm, kShmInThreads, kGloo };
 
 struct World {
   const char* name;
@@ -27,15 +32,55 @@ struct World {
 void PrintTo(const World& world, std::ostream* out) { *out << world.name; }
 
 constexpr World kWorlds[] = {
+#ifdef FSDP_TEST_GLOO
+    {"Gloo2", Transport::kGloo, 2},
+    {"Gloo3", Transport::kGloo, 3},
+    {"Gloo4", Transport::kGloo, 4},
+#else
     {"Single", Transport::kSingle, 1},    {"Fake1", Transport::kFake, 1},
     {"Threads2", Transport::kThreads, 2}, {"Threads3", Transport::kThreads, 3},
     {"Threads4", Transport::kThreads, 4}, {"Shm1", Transport::kShm, 1},
     {"Shm2", Transport::kShm, 2},         {"Shm3", Transport::kShm, 3},
     {"Shm4", Transport::kShm, 4},         {"ShmInThreads3", Transport::kShmInThreads, 3},
+#endif
 };
 
+#ifdef FSDP_TEST_GLOO
+bool is_long() {
+  const char* scale = std::getenv("FSDP_TEST_SCALE");
+  return scale != nullptr && std::string(scale) == "long";
+}
+#endif
+
+/// All cases that leave the world as it was, one after the other: starting a world of processes
+/// with LibTorch takes a second.
+void run_all_data_cases(Communicator& c) {
+  for (const auto* list : {&data_cases(), &shared_cases()}) {
+    for (const ConformanceCase& one : *list) {
+      if (one.smallest_world == 1) one.run(c);
+    }
+  }
+}
+
+/// What runs in a world of `size`.
+std::vector<ConformanceCase> cases_of(int size) {
+  std::vector<ConformanceCase> cases;
+#ifdef FSDP_TEST_GLOO
+  if (!is_long()) {
+    if (size < 4) cases.push_back({"AllDataCases", run_all_data_cases});
+    if (size == 3) cases.insert(cases.end(), failure_cases().begin(), failure_cases().end());
+    return cases;
+  }
+#endif
+  for (const ConformanceCase& one : all_cases()) {
+    if (size >= one.smallest_world) cases.push_back(one);
+  }
+  return cases;
+}
+
 const ConformanceCase& case_named(const std::string& name) {
-  static const std::vector<ConformanceCase> all = all_cases();
+  static std::vector<ConformanceCase> all = all_cases();
+  all.push_back({"AllDataCases", run_all_data_cases});
   for (const ConformanceCase& one : all) {
     if (one.name == name) return one;
   }
@@ -64,9 +109,9 @@ std::string run_shm_in_threads(int size, const ConformanceCase& one) {
   return all;
 }
 
-std::string run_processes(int size, const ConformanceCase& one) {
-  auto ranks =
-      testing::start_ranks(size, {testing::this_program()}, {"FSDP_TEST_CASE=" + one.name});
+std::string run_processes(int size, const ConformanceCase& one, const std::string& comm) {
+  auto ranks = testing::start_ranks(size, {testing::this_program()},
+                                    {"FSDP_TEST_CASE=" + one.name, "FSDP_COMM=" + comm});
   std::string errors;
   for (int rank = 0; rank < size; ++rank) {
     const std::string status = testing::describe_status(ranks[rank].wait(60));
@@ -86,9 +131,11 @@ std::string run_case(const World& world, const ConformanceCase& one) {
     case Transport::kThreads:
       return testing::run_ranks_quietly(world.size, one.run, one.options);
     case Transport::kShm:
-      return run_processes(world.size, one);
+      return run_processes(world.size, one, "shm");
     case Transport::kShmInThreads:
       return run_shm_in_threads(world.size, one);
+    case Transport::kGloo:
+      return run_processes(world.size, one, "gloo");
   }
   return "no such transport";
 }
@@ -103,9 +150,7 @@ TEST_P(ConformanceTest, Holds) {
 std::vector<std::tuple<World, ConformanceCase>> all_runs() {
   std::vector<std::tuple<World, ConformanceCase>> runs;
   for (const World& world : kWorlds) {
-    for (const ConformanceCase& one : all_cases()) {
-      if (world.size >= one.smallest_world) runs.emplace_back(world, one);
-    }
+    for (const ConformanceCase& one : cases_of(world.size)) runs.emplace_back(world, one);
   }
   return runs;
 }
@@ -119,6 +164,9 @@ int run_as_rank(const char* name) {
   const ConformanceCase& one = case_named(name);
   JoinOptions options;
   options.comm = one.options;
+#ifdef FSDP_TEST_GLOO
+  options.transports = {gloo::transport()};
+#endif
   try {
     const auto communicator = join(options);
     try {
