@@ -1,7 +1,6 @@
 #include "libfsdp/engine/executor.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -11,11 +10,24 @@
 namespace fsdp::engine {
 namespace {
 
-constexpr int kNotCalled = -2;
+constexpr int kRoot = 0;
 
 size_t at(int index) { return static_cast<size_t>(index); }
 
 void poison(std::span<std::byte> memory) { device::poison(memory.data(), memory.size()); }
+
+// FNV-1a: equal on all ranks and in all runs.
+uint64_t hash_of(std::string_view name) {
+  uint64_t hash = 0xcbf29ce484222325ULL;
+  for (const char c : name) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3ULL;
+  return hash;
+}
+
+std::vector<size_t> segment_counts(const plan::Layout& layout) {
+  std::vector<size_t> counts;
+  for (const plan::Bucket& bucket : layout.buckets) counts.push_back(bucket.segments.size());
+  return counts;
+}
 
 }  // namespace
 
@@ -24,87 +36,124 @@ Executor::Executor(plan::Layout layout, plan::Placement placement,
     : comm_(std::move(comm)),
       placement_(placement),
       options_(options),
-      storage_(layout, placement, *comm_) {
+      storage_(layout, placement, *comm_, options.master),
+      plans_(layout, placement, storage_.slots(), options.recompute, options.verify_plans),
+      packet_(segment_counts(layout)) {
   check(placement_.mesh.size() == comm_->size(), "the mesh and the communicator differ in size");
   shard_group_ = placement_.mesh.shard_group(comm_->rank());
   world_ = placement_.mesh.world();
-  slot_of_unit_.assign(layout.units.size(),
-                       placement_.home == plan::Home::kResident ? -1 : kNotCalled);
-  if (placement_.home == plan::Home::kSlot) slot_of_unit_[0] = placement_.slots;
-  contents_.resize(at(placement_.slots + 1));
-  for (const plan::Bucket& bucket : layout.buckets) {
-    arrived_.emplace_back(bucket.segments.size(), uint8_t{0});
-    used_.emplace_back(bucket.segments.size(), uint8_t{0});
-    optimizers_.push_back(
-        bucket.trainable ? optim::make_optimizer(options.optimizer, bucket.shard_numel) : nullptr);
-  }
+  contents_.resize(storage_.slots().slot_bytes.size());
+  open_.assign(layout.units.size(), 0);
+  claimed_.assign(layout.units.size(), 0);
+  begun_.assign(layout.units.size(), 0);
   slices_ = plan::slices_of(layout, placement_.mesh.shard_coordinate(comm_->rank()));
-  segments_.reserve(slices_.size());
+  segments_.resize(layout.buckets.size());
+  for (const plan::ShardSlice& slice : slices_) {
+    const plan::Bucket& bucket = layout.buckets[at(slice.bucket)];
+    const plan::ParamSpec& param = layout.param(bucket, bucket.segments[at(slice.segment)]);
+    segments_[at(slice.bucket)].push_back({.begin = slice.shard_at,
+                                           .end = slice.shard_at + slice.numel,
+                                           .group = param.group,
+                                           .parameter = hash_of(param.name),
+                                           .param_at = slice.param_at,
+                                           .param_numel = param.numel()});
+  }
+  for (size_t b = 0; b < layout.buckets.size(); ++b) {
+    const plan::Bucket& bucket = layout.buckets[b];
+    arrived_.emplace_back(bucket.segments.size(), uint8_t{0});
+    optimizers_.push_back(bucket.trainable ? optim::make_optimizer(options.optimizer,
+                                                                   bucket.shard_numel, segments_[b])
+                                           : nullptr);
+  }
+  used_segments_.reserve(slices_.size());
+  std::vector<std::string> names;
+  for (size_t unit = 0; unit < layout.units.size(); ++unit)
+    names.push_back(unit == 0 ? "(root)" : layout.units[unit].name);
+  comm_->name_units(names);
 }
 
 std::string Executor::where() const {
   return cat("step ", step_ + 1, ", micro-batch ", micro_batch_, " of rank ", comm_->rank());
 }
 
-int Executor::slot_of(int unit) {
-  int& slot = slot_of_unit_[at(unit)];
-  if (slot == kNotCalled) {
-    slot = plan::slot_of_call(static_cast<int>(order_.size()), placement_.slots);
-    order_.push_back(unit);
-  } else if (placement_.home == plan::Home::kResident && unit != 0 &&
-             std::find(order_.begin(), order_.end(), unit) == order_.end()) {
-    order_.push_back(unit);
-  }
-  return slot;
+std::string Executor::unit_text(int unit) const {
+  return unit == kRoot ? "the model" : cat("unit '", layout().units[at(unit)].name, "'");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Communication
 
-comm::Ticket Executor::begin_gather(int unit, int slot) {
+bool Executor::holds(int unit) const {
+  const int slot = storage_.slots().slot[at(unit)];
+  if (slot < 0) return true;
+  const Contents& now = contents_[at(slot)];
+  return now.unit == unit && now.version == version_;
+}
+
+comm::Ticket Executor::begin_gather(int unit) {
+  const int slot = storage_.slots().slot[at(unit)];
   if (options_.poison) poison(storage_.slot(slot));
   comm::Ticket last;
   for (const int b : layout().of_unit[at(unit)]) {
-    last = comm_->begin_gather(shard_group_, storage_.shard_source(b), storage_.gathered(slot, b),
+    last = comm_->begin_gather(shard_group_, storage_.shard_source(b), storage_.gathered(b),
                                comm::make_tag("gather", step_ + 1, unit));
   }
   contents_[at(slot)] = {.unit = unit, .version = version_};
   return last;
 }
 
-comm::Ticket Executor::begin_reduce(const plan::Op& op) {
+comm::Ticket Executor::begin_reduce(int unit) {
   comm::Ticket last;
+  const bool sharded = placement_.accumulation == plan::Accumulation::kSharded;
+  // Not what the operation says: after a change of schedule in mid-step another one began the sum.
+  const bool accumulate = sharded && std::exchange(begun_[at(unit)], uint8_t{1}) != 0;
   const int coordinate = placement_.mesh.shard_coordinate(comm_->rank());
-  for (const int b : layout().of_unit[at(op.unit)]) {
+  for (const int b : layout().of_unit[at(unit)]) {
     const plan::Bucket& bucket = layout().buckets[at(b)];
     if (!bucket.trainable) continue;
-    last = comm_->begin_fold(world_, storage_.gradient_source(op.gradient_slot, b), bucket.dtype,
+    last = comm_->begin_fold(world_, storage_.gradient_source(b), bucket.reduce_dtype,
                              coordinate * bucket.shard_numel, storage_.gradient_shard(b),
-                             op.accumulate, comm::make_tag("reduce", step_ + 1, op.unit));
+                             accumulate, comm::make_tag("reduce", step_ + 1, unit));
   }
   return last;
 }
 
+void Executor::fence() {
+  if (placement_.home != plan::Home::kShared) return;
+  comm_->finish(comm_->begin_fence(shard_group_, comm::make_tag("fence", step_ + 1)));
+}
+
+void Executor::publish() {
+  if (in_step_) throw ConfigError("parameters were written inside a step: finish the step first");
+  ++version_;
+  fence();
+}
+
 void Executor::gather_on_demand(int unit) {
-  const int slot = slot_of(unit);
-  if (slot < 0 || layout().of_unit[at(unit)].empty()) return;
-  const Contents& now = contents_[at(slot)];
-  if (now.unit == unit && now.version == version_) return;
-  comm_->finish(begin_gather(unit, slot));
+  if (!holds(unit)) comm_->finish(begin_gather(unit));
+}
+
+void Executor::gather_all_on_demand() {
+  if (placement_.home != plan::Home::kSlot) return;
+  gather_on_demand(kRoot);
+  if (known_calls_.empty()) {  // The order of the modules is the best guess.
+    for (int unit = 1; unit < static_cast<int>(layout().units.size()); ++unit)
+      gather_on_demand(unit);
+  }
+  for (const plan::Call& call : known_calls_) gather_on_demand(call.unit);
 }
 
 void Executor::begin_communication(size_t index) {
-  const plan::Op& op = schedule_->ops[index];
+  const plan::Op& op = ops()[index];
   satisfy(op);
   tickets_[index] =
-      op.kind == plan::OpKind::kGather ? begin_gather(op.unit, op.slot) : begin_reduce(op);
+      op.kind == plan::OpKind::kGather ? begin_gather(op.unit) : begin_reduce(op.unit);
 }
 
 void Executor::satisfy(const plan::Op& op) {
   for (const plan::Dependency& dependency : op.after) {
-    // In the first steps the previous schedule is another one, or none: the packet has ordered
-    // everything before it.
-    if (dependency.previous_step && previous_schedule_ != schedule_) continue;
+    // After another schedule, or none, everything has been completed.
+    if (dependency.previous_step && previous_plan_ != plan_) continue;
     const comm::Ticket ticket = dependency.previous_step ? previous_tickets_[at(dependency.op)]
                                                          : tickets_[at(dependency.op)];
     if (dependency.moment == plan::Moment::kReleased) {
@@ -115,85 +164,133 @@ void Executor::satisfy(const plan::Op& op) {
   }
 }
 
-void Executor::issue_communication() {
-  while (plan::on_communication_stream(schedule_->ops[cursor_].kind))
-    begin_communication(cursor_++);
-}
-
-void Executor::advance() {
-  issue_communication();
-  satisfy(schedule_->ops[cursor_]);
-}
-
-void Executor::gather_all_on_demand() {
-  gather_on_demand(0);
-  for (const int unit : call_order()) gather_on_demand(unit);
+bool Executor::is_issued(const plan::Op& op) const {
+  return std::all_of(op.after.begin(), op.after.end(), [this](const plan::Dependency& dependency) {
+    return dependency.previous_step || at(dependency.op) < cursor_;
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The schedule
 
-std::vector<int> Executor::call_order() const {
-  std::vector<int> order = order_;
-  for (int unit = 1; unit < static_cast<int>(layout().units.size()); ++unit) {
-    if (std::find(order.begin(), order.end(), unit) == order.end()) order.push_back(unit);
+void Executor::follow(const StepPlan& plan, size_t cursor) {
+  plan_ = &plan;
+  scheduled_ = true;
+  cursor_ = cursor;
+  tickets_.assign(plan.schedule.ops.size(), {});
+  previous_tickets_.resize(plan.schedule.ops.size());  // Now, so that later steps allocate nothing.
+}
+
+void Executor::leave_schedule() {
+  for (const comm::Ticket ticket : tickets_) comm_->wait_released(ticket);
+  scheduled_ = false;
+  previous_plan_ = nullptr;
+}
+
+// Every rank sends its calls, as (unit, parent, graph); a rank without a forward takes another's.
+void Executor::agree_on_calls() {
+  std::vector<int32_t> mine;
+  for (const plan::Call& call : calls_.calls())
+    mine.insert(mine.end(), {call.unit, call.parent, call.graph});
+  const auto longest =
+      static_cast<size_t>(comm_->maximum(static_cast<int64_t>(mine.size()), "number of calls"));
+  const auto ranks = at(comm_->size());
+  const auto own_size = static_cast<int32_t>(mine.size());
+  mine.resize(longest);
+  mine.push_back(own_size);
+  std::vector<int32_t> all(mine.size() * ranks);
+  comm_->exchange(mine.data(), mine.size() * sizeof(int32_t), all.data(),
+                  comm::make_tag("order of calls", step_ + 1));
+  std::vector<int32_t> agreed;
+  int agreed_rank = -1;
+  for (size_t rank = 0; rank < ranks; ++rank) {
+    const auto begin = all.begin() + static_cast<std::ptrdiff_t>(rank * mine.size());
+    std::vector<int32_t> theirs(begin, begin + begin[static_cast<std::ptrdiff_t>(longest)]);
+    if (theirs.empty()) continue;
+    if (agreed_rank >= 0 && theirs != agreed)
+      throw_different_calls(agreed, agreed_rank, theirs, static_cast<int>(rank));
+    agreed = std::move(theirs);
+    agreed_rank = static_cast<int>(rank);
   }
-  return order;
+  known_calls_.clear();
+  for (size_t i = 0; i + 2 < agreed.size(); i += 3)
+    known_calls_.push_back(
+        {.unit = agreed[i], .parent = agreed[i + 1], .graph = agreed[i + 2] != 0});
 }
 
-void Executor::compile_schedule() {
-  auto found = schedules_.find(micro_batches_);
-  if (found == schedules_.end()) {
-    const std::vector<int> order = call_order();
-    for (const int unit : order) slot_of(unit);  // Units that were never called come last.
-    plan::ScheduleInput input{.forward_order = order,
-                              .trainable = {},
-                              .has_params = {},
-                              .micro_batches = micro_batches_,
-                              .placement = placement_};
-    for (size_t unit = 0; unit < layout().units.size(); ++unit) {
-      input.trainable.push_back(layout().trainable_numel(static_cast<int>(unit)) > 0);
-      input.has_params.push_back(!layout().of_unit[unit].empty());
-    }
-    found = schedules_.emplace(micro_batches_, plan::compile(input)).first;
-  }
-  schedule_ = &found->second;
-  schedule_hash_ = schedule_->hash();
-  tickets_.assign(schedule_->ops.size(), {});
-  previous_tickets_.resize(schedule_->ops.size());  // Now, so that later steps allocate nothing.
-  cursor_ = 0;
-}
-
-// The forward of the first micro-batch has been run on demand: go on behind it.
-void Executor::compile_behind_first_forward() {
-  compile_schedule();
-  while (schedule_->ops[cursor_].kind != plan::OpKind::kBackward) ++cursor_;
-}
-
-void Executor::reach(plan::OpKind kind, int unit) {
-  const auto is_target = [&](const plan::Op& op) {
-    return op.kind == kind && op.unit == unit && op.micro_batch == micro_batch_;
+void Executor::throw_different_calls(const std::vector<int32_t>& first, int first_rank,
+                                     const std::vector<int32_t>& other, int rank) const {
+  const auto [a, b] = std::mismatch(
+      first.begin(),
+      first.begin() + static_cast<std::ptrdiff_t>(std::min(first.size(), other.size())),
+      other.begin());
+  const auto call = static_cast<size_t>(a - first.begin()) / 3;
+  const auto text = [&](const std::vector<int32_t>& calls) {
+    return call * 3 < calls.size() ? cat("calls ", unit_text(calls[call * 3]))
+                                   : std::string("calls nothing more");
   };
-  const auto ahead = std::find_if(schedule_->ops.begin() + static_cast<std::ptrdiff_t>(cursor_),
-                                  schedule_->ops.end(), is_target);
-  for (advance(); !is_target(schedule_->ops[cursor_]); ++cursor_, advance()) {
-    const plan::Op& op = schedule_->ops[cursor_];
-    const bool may_skip = op.kind == kind && op.unit != 0 && op.micro_batch == micro_batch_;
-    if (ahead == schedule_->ops.end() || !may_skip) throw_out_of_order(kind, unit, op);
-    if (kind == plan::OpKind::kBackward) skip_backward(op);
+  throw CommError(cat("step ", step_ + 1, ": the ranks call units in different orders: as call ",
+                      call, " of a micro-batch rank ", first_rank, " ", text(first), ", rank ",
+                      rank, " ", text(other),
+                      ". Hint: only where every rank has seen the same calls before may some ranks "
+                      "leave some of them out."));
+}
+
+// The forward of this micro-batch has been run on demand: go on behind it.
+void Executor::start_schedule() {
+  agree_on_calls();
+  // Units whose gradients were reduced earlier in this step stay in it to its end.
+  std::vector<plan::Call> calls = known_calls_;
+  for (size_t unit = 1; unit < begun_.size(); ++unit) {
+    const bool called = std::any_of(calls.begin(), calls.end(), [unit](const plan::Call& call) {
+      return at(call.unit) == unit;
+    });
+    if (begun_[unit] && !called) calls.push_back({.unit = static_cast<int>(unit), .parent = 0});
+  }
+  const StepPlan& plan = plans_.find(calls, micro_batches_);
+  known_calls_ = std::move(calls);
+  follow(plan, plan.first_backward[at(micro_batch_)]);
+}
+
+void Executor::issue() {
+  for (;;) {
+    const plan::OpKind kind = ops()[cursor_].kind;
+    if (!plan::on_communication_stream(kind)) return;
+    begin_communication(cursor_++);
   }
 }
 
-void Executor::throw_out_of_order(plan::OpKind kind, int unit, const plan::Op& expected) const {
-  const auto name = [this](int u) {
-    return u == 0 ? "the root" : cat("unit '", layout().units[at(u)].name, "'");
-  };
-  throw ConfigError(
-      cat(where(), ": the ", plan::op_name(kind), " of ", name(unit),
-          " comes where the schedule has the ", plan::op_name(expected.kind),
-          expected.unit >= 0 ? cat(" of ", name(expected.unit)) : "",
-          ". Hint: every micro-batch calls the model once, and its units in the order of the first "
-          "micro-batch, each at most once."));
+void Executor::pass(size_t index) {
+  const plan::Op& op = ops()[index];
+  if (plan::on_communication_stream(op.kind)) return begin_communication(index);
+  if (op.kind == plan::OpKind::kCollect) return collect(op);
+  satisfy(op);  // Left out by the model; what is ordered by it stays ordered.
+}
+
+bool Executor::reach(plan::OpKind kind, int unit) {
+  const bool forward = kind == plan::OpKind::kForward;
+  size_t target = cursor_;
+  for (;; ++target) {
+    const plan::Op& op = ops()[target];
+    if (plan::on_communication_stream(op.kind)) continue;
+    if (op.micro_batch != micro_batch_ || op.kind == plan::OpKind::kPacket) return false;
+    if (op.kind == kind && op.unit == unit && !op.resumed &&
+        (!forward || op.in_backward == in_backward_))
+      break;
+    if (forward && op.kind == plan::OpKind::kBackward) return false;
+  }
+  while (cursor_ < target) pass(cursor_++);
+  satisfy(ops()[target]);
+  ++cursor_;
+  return true;
+}
+
+void Executor::throw_out_of_order(int unit) const {
+  throw ConfigError(cat(
+      where(), ": the backward of ", unit_text(unit),
+      " comes where the schedule does not have it. Hint: backward must pass every unit once for "
+      "each of its calls, in the reverse order of the calls; a graph cannot be kept for a second "
+      "backward."));
 }
 
 void Executor::begin_step(int64_t micro_batches) {
@@ -205,53 +302,72 @@ void Executor::begin_step(int64_t micro_batches) {
   local_micro_batches_ = micro_batches;
   micro_batches_ = static_cast<int>(most);
   micro_batch_ = 0;
-  results_.assign(at(micro_batches_), {});
-  for (auto& flags : used_) std::fill(flags.begin(), flags.end(), uint8_t{0});
+  packet_.begin(micro_batches, micro_batches_);
+  std::fill(begun_.begin(), begun_.end(), uint8_t{0});
+  std::fill(contents_.begin(), contents_.end(), Contents{});
+  calls_.clear();
   in_step_ = true;
+  complete_ = false;
+  scheduled_ = false;
   comm_->report_progress(step_ + 1, "forward");
-  schedule_ = nullptr;
-  const bool order_known = order_.size() + 1 == layout().units.size();
-  if (order_known) compile_schedule();
+  if (!known_calls_.empty()) follow(plans_.find(known_calls_, micro_batches_), 0);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward
 
-void Executor::enter_forward(int unit, bool graph) {
-  const auto& units = layout().units;
-  if (unit != 0 && active_forward_ != 0) {
-    throw ConfigError(active_forward_ < 0
-                          ? cat("unit '", units[at(unit)].name,
-                                "' was called outside of its sharded model. Hint: call the "
-                                "Sharded, not the module.")
-                          : cat("unit '", units[at(unit)].name, "' was called inside unit '",
-                                units[at(active_forward_)].name,
-                                "': nested units are not supported"));
+void Executor::check_forward(int unit, bool graph) const {
+  if (unit != kRoot && calls_.open().empty()) {
+    throw ConfigError(cat(unit_text(unit),
+                          " was called outside of its sharded model. Hint: call the Sharded, not "
+                          "the module."));
   }
-  if (unit == 0 && active_forward_ >= 0)
+  if (unit == kRoot && !calls_.open().empty())
     throw ConfigError("the sharded model was called inside its own forward");
   if (graph && !in_step_) {
     throw ConfigError(
         "a forward with gradients outside of a step. Hint: begin_step() first, or use a "
         "NoGradGuard.");
   }
-  if (graph && local_micro_batches_ <= micro_batch_) {
+  if (in_step_ && local_micro_batches_ <= micro_batch_) {
     throw ConfigError(
         cat(where(), ": begin_step announced only ", local_micro_batches_, " micro-batches"));
   }
-  if (!graph && in_step_)
-    throw ConfigError("a forward without gradients inside a step: finish the step first");
-  slot_of(unit);
-  if (scheduled()) {
-    reach(plan::OpKind::kForward, unit);
-    ++cursor_;
-  } else {
-    gather_on_demand(unit);
-  }
-  active_forward_ = unit;
 }
 
-void Executor::leave_forward(int unit) noexcept { active_forward_ = unit == 0 ? -1 : 0; }
+void Executor::check_still_held(int around, int unit) const {
+  if (holds(around)) return;
+  throw ConfigError(cat(unit_text(unit), " is called inside ", unit_text(around),
+                        " and has the same slot. Hint: more slots (", storage_.slots().slots(),
+                        " now), at least one for each unit in the longest chain of calls inside "
+                        "each other; or make the one's module a part of the other's."));
+}
+
+void Executor::enter_forward(int unit, bool graph) {
+  if (in_backward_) {  // A unit's forward, with what is inside it, is run again.
+    if (!reach(plan::OpKind::kForward, unit)) throw_out_of_order(unit);
+    gather_on_demand(unit);
+    return;
+  }
+  check_forward(unit, graph);
+  comm_->report_unit(unit);
+  if (!in_step_ && unit == kRoot) calls_.clear();
+  calls_.enter(unit, graph);
+  try {
+    if (scheduled() && !reach(plan::OpKind::kForward, unit)) leave_schedule();
+    gather_on_demand(unit);
+    for (const int call : calls_.open()) check_still_held(calls_.calls()[at(call)].unit, unit);
+  } catch (...) {
+    calls_.leave();
+    throw;
+  }
+}
+
+void Executor::leave_forward() noexcept {
+  if (in_backward_) return;
+  calls_.leave();
+  comm_->report_unit(calls_.innermost());
+}
 
 void Executor::ghost_forward() {
   if (in_step_) throw ConfigError("ghost_forward inside a step: finish the step first");
@@ -268,79 +384,97 @@ void Executor::start_backward(double loss_sum, int64_t trainable_tokens) {
         cat(where(), ": begin_step announced only ", local_micro_batches_, " micro-batches"));
   }
   comm_->report_progress(step_ + 1, "backward");
-  results_[at(micro_batch_)] = {.loss_sum = loss_sum, .trainable_tokens = trainable_tokens};
-  if (!schedule_) compile_behind_first_forward();
-  for (auto& flags : arrived_) std::fill(flags.begin(), flags.end(), uint8_t{0});
-  advance();
-  // Units that the model left out of this forward are left out of its backward too: reach() skips
-  // both.
-  while (schedule_->ops[cursor_].kind == plan::OpKind::kForward &&
-         schedule_->ops[cursor_].unit != 0) {
-    ++cursor_;
-    advance();
-  }
+  packet_.add_result(micro_batch_, loss_sum, trainable_tokens);
+  if (!scheduled_) start_schedule();
+  open_[kRoot] = 1;
   in_backward_ = true;
+  backward_op_ = ops().size();
 }
 
 void Executor::enter_backward(int unit) {
   if (!in_backward_) {
-    throw ConfigError(cat("backward through unit '", layout().units[at(unit)].name,
-                          "' outside of Step::backward. Hint: call step.backward(loss, tokens), "
+    throw ConfigError(cat("backward through ", unit_text(unit),
+                          " outside of Step::backward. Hint: call step.backward(loss, tokens), "
                           "not loss.backward()."));
   }
-  leave_backward();
-  reach(plan::OpKind::kBackward, unit);
-  ++cursor_;
-  active_backward_ = unit;
+  if (!reach(plan::OpKind::kBackward, unit)) throw_out_of_order(unit);
+  backward_op_ = cursor_ - 1;
+  for (const plan::Access& access : ops()[backward_op_].accesses) {
+    if (access.buffer == plan::BufferKind::kSlot) gather_on_demand(access.unit);
+  }
+  open_[at(unit)] = 1;
+  comm_->report_unit(unit);
 }
 
-void Executor::leave_backward() {
-  if (active_backward_ < 0) return;
-  const plan::Op& op = schedule_->ops[cursor_ - 1];
-  check(op.kind == plan::OpKind::kBackward && op.unit == active_backward_,
-        "cursor left a unit's backward");
-  zero_missing_gradients(active_backward_, op.gradient_slot);
-  active_backward_ = -1;
-}
-
-void Executor::skip_backward(const plan::Op& op) {
-  zero_missing_gradients(op.unit, op.gradient_slot);
+bool Executor::backward_reads(int unit) const {
+  if (backward_op_ == ops().size()) return false;
+  for (const plan::Access& access : ops()[backward_op_].accesses) {
+    if (access.buffer == plan::BufferKind::kSlot && access.unit == unit) return true;
+    if (access.buffer == plan::BufferKind::kShard && access.index == unit) return true;
+  }
+  return false;
 }
 
 void Executor::finish_backward() {
-  leave_backward();
-  reach(plan::OpKind::kBackward, 0);
-  zero_missing_gradients(0, schedule_->ops[cursor_].gradient_slot);
-  ++cursor_;
+  check(reach(plan::OpKind::kBackward, kRoot), "a micro-batch does not end with the root");
+  while (ops()[cursor_].kind == plan::OpKind::kCollect) collect(ops()[cursor_++]);
+  open_[kRoot] = 0;
   in_backward_ = false;
   ++micro_batch_;
+  calls_.clear();
   comm_->report_progress(step_ + 1, "forward");
-  issue_communication();  // Peers can read these gradients from now on.
+  comm_->report_unit(-1);
+  issue();  // Peers can read these gradients from now on.
 }
 
 std::byte* Executor::gradient(int unit, int bucket) {
-  int slot = placement_.gradient_slots;
-  if (unit != 0) {
-    check(active_backward_ == unit, "a gradient arrived outside of its unit's backward");
-    slot = schedule_->ops[cursor_ - 1].gradient_slot;
+  if (!in_backward_ || !open_[at(unit)]) {
+    throw ConfigError(cat(where(), ": a gradient of ", unit_text(unit),
+                          " comes outside of its backward. Hint: what a unit computes may leave it "
+                          "as the result of its call only, and the model's parameters may be used "
+                          "only inside the model's call."));
   }
-  return storage_.gradient(slot, bucket);
+  if (!claimed_[at(unit)]) {
+    const int index = plan_->collect_of(micro_batch_, unit);
+    check(index >= 0, "a gradient of a unit without a collection");
+    const plan::Op& op = ops()[at(index)];
+    if (!is_issued(op)) return nullptr;
+    claim(op);
+  }
+  return storage_.gradient(bucket);
 }
 
 bool Executor::gradient_arrived(int bucket, int segment) {
-  used_[at(bucket)][at(segment)] = 1;
+  packet_.mark_used(bucket, segment);
   return !std::exchange(arrived_[at(bucket)][at(segment)], uint8_t{1});
 }
 
-void Executor::zero_missing_gradients(int unit, int gradient_slot) {
+void Executor::claim(const plan::Op& op) {
+  if (std::exchange(claimed_[at(op.unit)], uint8_t{1})) return;
+  satisfy(op);
+  const bool sums = placement_.accumulation == plan::Accumulation::kUnsharded;
+  if (sums && std::exchange(begun_[at(op.unit)], uint8_t{1})) return;
+  for (const int b : layout().of_unit[at(op.unit)])
+    std::fill(arrived_[at(b)].begin(), arrived_[at(b)].end(), uint8_t{0});
+}
+
+void Executor::collect(const plan::Op& op) {
+  claim(op);
+  if (open_[at(op.unit)] && collector_) collector_(op.unit);
+  zero_missing_gradients(op.unit);
+  claimed_[at(op.unit)] = 0;
+  if (op.unit != kRoot) open_[at(op.unit)] = 0;
+}
+
+void Executor::zero_missing_gradients(int unit) {
   for (const int b : layout().of_unit[at(unit)]) {
     const plan::Bucket& bucket = layout().buckets[at(b)];
     if (!bucket.trainable) continue;
-    const auto item = static_cast<int64_t>(dtype_bytes(bucket.dtype));
-    std::byte* begin = storage_.gradient(gradient_slot, b);
+    const auto item = static_cast<int64_t>(dtype_bytes(bucket.reduce_dtype));
+    std::byte* begin = storage_.gradient(b);
     int64_t clean = 0;  // Everything before this element is right.
     for (size_t s = 0; s < bucket.segments.size(); ++s) {
-      if (!arrived_[at(b)][s]) continue;
+      if (!std::exchange(arrived_[at(b)][s], uint8_t{1})) continue;
       const plan::Segment& segment = bucket.segments[s];
       std::memset(begin + clean * item, 0, static_cast<size_t>((segment.begin - clean) * item));
       clean = segment.begin + segment.numel;
@@ -350,17 +484,16 @@ void Executor::zero_missing_gradients(int unit, int gradient_slot) {
 }
 
 void Executor::ghost_micro_batch() {
-  if (!schedule_) {
+  if (!scheduled_) {
     gather_all_on_demand();
-    compile_behind_first_forward();
+    start_schedule();
   }
-  for (auto& flags : arrived_) std::fill(flags.begin(), flags.end(), uint8_t{0});
-  for (;;) {
-    advance();
-    const plan::Op& op = schedule_->ops[cursor_];
-    if (op.micro_batch != micro_batch_ || op.kind == plan::OpKind::kPacket) break;
-    if (op.kind == plan::OpKind::kBackward) skip_backward(op);
-    ++cursor_;
+  for (;; ++cursor_) {
+    const plan::Op& op = ops()[cursor_];
+    const bool communication = plan::on_communication_stream(op.kind);
+    if (!communication && (op.micro_batch != micro_batch_ || op.kind == plan::OpKind::kPacket))
+      break;
+    pass(cursor_);
   }
   ++micro_batch_;
 }
@@ -368,146 +501,137 @@ void Executor::ghost_micro_batch() {
 // ---------------------------------------------------------------------------------------------------------------------
 // The end of a step
 
-namespace {
-
-struct PacketHead {
-  int64_t micro_batches = 0;
-  uint64_t schedule_hash = 0;
-  int64_t non_finite = 0;
-  kernels::ExactSum::Limbs limbs{};
-};
-
-}  // namespace
-
-void Executor::make_packet() {
-  PacketHead head{.micro_batches = local_micro_batches_, .schedule_hash = schedule_hash_};
-  kernels::SquareSum squares;
-  // Replicas hold equal sums: each element counts once, on the first replica.
-  if (placement_.mesh.replicate_coordinate(comm_->rank()) == 0) {
-    for (size_t b = 0; b < layout().buckets.size(); ++b) {
-      const std::span<const float> gradient = storage_.gradient_shard(static_cast<int>(b));
-      kernels::add_square_sums(gradient.data(), static_cast<int64_t>(gradient.size()), squares);
-    }
-  }
-  head.non_finite = squares.non_finite;
-  head.limbs = squares.sum.limbs();
-  packet_.clear();
-  const auto append = [this](const void* data, size_t bytes) {
-    const auto* begin = static_cast<const std::byte*>(data);
-    packet_.insert(packet_.end(), begin, begin + bytes);
-  };
-  append(&head, sizeof head);
-  append(results_.data(), results_.size() * sizeof(MicroBatchResult));
-  for (const auto& flags : used_) append(flags.data(), flags.size());
-}
-
-StepStats Executor::read_packets(kernels::SquareSum& squares) {
-  StepStats stats{.step = step_ + 1};
-  kernels::ExactSum::Limbs limbs{};
-  const auto ranks = at(comm_->size());
-  global_results_.resize(results_.size() * ranks);
-  for (size_t rank = 0; rank < ranks; ++rank) {
-    const std::byte* packet = packets_.data() + packet_.size() * rank;
-    PacketHead head;
-    std::memcpy(&head, packet, sizeof head);
-    packet += sizeof head;
-    if (head.schedule_hash != schedule_hash_) {
-      throw CommError(cat("rank ", rank, " runs another schedule than rank ", comm_->rank(),
-                          " at step ", step_ + 1,
-                          ": their models call their units in different orders"));
-    }
-    stats.micro_batches += head.micro_batches;
-    squares.non_finite += head.non_finite;
-    for (size_t i = 0; i < limbs.size(); ++i) limbs[i] += head.limbs[i];
-    for (size_t a = 0; a < results_.size(); ++a, packet += sizeof(MicroBatchResult)) {
-      std::memcpy(&global_results_[a * ranks + rank], packet, sizeof(MicroBatchResult));
-    }
-    for (auto& flags : used_) {
-      for (uint8_t& flag : flags) flag |= static_cast<uint8_t>(*packet++);
-    }
-  }
-  squares.sum = kernels::ExactSum::from_limbs(limbs);
-  double loss_sum = 0;
-  for (const MicroBatchResult& result : global_results_) {  // In the order of a * ranks + rank.
-    loss_sum += result.loss_sum;
-    stats.trainable_tokens += result.trainable_tokens;
-  }
-  const auto tokens = static_cast<double>(stats.trainable_tokens);
-  stats.loss = tokens > 0 ? loss_sum / tokens : loss_sum * 0;
-  return stats;
-}
-
-void Executor::update(const StepStats& stats, const optim::ClipDecision& decision,
-                      double learning_rate) {
-  const optim::UpdateScalars scalars{.learning_rate = learning_rate,
-                                     .step = stats.step,
-                                     .gradient_scale = decision.gradient_scale};
-  for (size_t b = 0; b < layout().buckets.size(); ++b) {
-    const plan::Bucket& bucket = layout().buckets[b];
-    if (!bucket.trainable) continue;
-    segments_.clear();
-    for (const plan::ShardSlice& slice : slices_) {
-      // A parameter that no rank used in this step is left as it is.
-      if (at(slice.bucket) != b || !used_[b][at(slice.segment)]) continue;
-      segments_.push_back(
-          {.begin = slice.shard_at,
-           .end = slice.shard_at + slice.numel,
-           .group = layout().param(bucket, bucket.segments[at(slice.segment)]).group});
-    }
-    const int index = static_cast<int>(b);
-    std::byte* shard = storage_.shard(index);
-    const bool split = storage_.remainder(index) != nullptr;
-    optimizers_[b]->update({.master = split ? nullptr : reinterpret_cast<float*>(shard),
-                            .high = split ? reinterpret_cast<uint16_t*>(shard) : nullptr,
-                            .remainder = storage_.remainder(index),
-                            .gradient = storage_.gradient_shard(index).data(),
-                            .numel = bucket.shard_numel,
-                            .segments = segments_,
-                            .groups = options_.groups},
-                           scalars);
-  }
-}
-
-StepStats Executor::finish_step(const StepOptions& options) {
+void Executor::complete_gradients() {
   if (!in_step_) throw ConfigError("finish outside of a step. Hint: begin_step() first.");
   if (micro_batch_ < local_micro_batches_) {
     throw ConfigError(cat("finish after ", micro_batch_, " of the ", local_micro_batches_,
                           " micro-batches that begin_step announced"));
   }
+  if (complete_) return;
   comm_->report_progress(step_ + 1, "update");
   while (micro_batch_ < micro_batches_) ghost_micro_batch();
-  advance();
-  check(schedule_->ops[cursor_].kind == plan::OpKind::kPacket,
-        "the step does not end with its packet");
-  make_packet();
-  packets_.resize(packet_.size() * at(comm_->size()));
-  comm_->exchange(packet_.data(), packet_.size(), packets_.data(),
-                  comm::make_tag("step packet", step_ + 1));
+  issue();
+  check(ops()[cursor_].kind == plan::OpKind::kPacket, "the step does not end with its packet");
+  satisfy(ops()[cursor_]);
+  complete_ = true;
+}
+
+StepStats Executor::agree_on_step(PacketContents& contents) {
+  StepStats stats{.step = step_ + 1,
+                  .trainable_tokens = contents.trainable_tokens,
+                  .micro_batches = contents.micro_batches,
+                  .non_finite = contents.sums.non_finite};
+  const auto tokens = static_cast<double>(stats.trainable_tokens);
+  stats.loss = tokens > 0 ? contents.loss_sum / tokens : contents.loss_sum * 0;
+  return stats;
+}
+
+StepStats Executor::finish_step(const StepOptions& options, const std::function<void()>& custom) {
+  complete_gradients();
   kernels::SquareSum squares;
-  StepStats stats = read_packets(squares);
+  // Replicas hold equal sums: each element counts once, on the first replica.
+  if (placement_.mesh.replicate_coordinate(comm_->rank()) == 0) {
+    for (size_t b = 0; b < layout().buckets.size(); ++b) {
+      const plan::Bucket& bucket = layout().buckets[b];
+      if (!bucket.trainable || !plan_->has_gradient[at(bucket.unit)]) continue;
+      const std::span<const float> gradient = storage_.gradient_shard(static_cast<int>(b));
+      kernels::add_square_sums(gradient.data(), static_cast<int64_t>(gradient.size()), squares);
+    }
+  }
+  const std::vector<std::byte>& message = packet_.write(squares, plan_->hash);
+  comm_->exchange(message.data(), message.size(), packet_.receive(comm_->size()),
+                  comm::make_tag("step packet", step_ + 1));
+  PacketContents& contents = packet_.read(comm_->size(), comm_->rank(), step_ + 1);
+  StepStats stats = agree_on_step(contents);
   ++cursor_;
   in_step_ = false;
-  if (!std::isfinite(stats.loss))
-    throw NumericsError(cat("the loss is ", stats.loss, " at step ", stats.step));
-  const double inverse_tokens =
-      stats.trainable_tokens > 0 ? 1.0 / static_cast<double>(stats.trainable_tokens) : 0;
+  const double tokens = static_cast<double>(stats.trainable_tokens) * options.loss_scale;
   const optim::ClipDecision decision =
-      optim::clip_decision(squares, inverse_tokens, options.max_grad_norm);
+      optim::clip_decision(contents.sums, tokens > 0 ? 1.0 / tokens : 0, options.max_grad_norm);
   stats.grad_norm = decision.grad_norm;
-  if (!decision.finite) {
-    throw NumericsError(cat(squares.non_finite, " elements of the gradient are not finite at step ",
-                            stats.step, " (loss ", stats.loss, "). Nothing was updated."));
+  if (!decision.finite || !std::isfinite(stats.loss)) {
+    if (!options.skip_non_finite) throw_non_finite(stats, contents);
+    stats.skipped = true;
   }
-  advance();
   ++step_;
-  if (stats.trainable_tokens > 0) update(stats, decision, options.learning_rate);
-  ++version_;
-  previous_tickets_.swap(tickets_);
-  previous_schedule_ = schedule_;
-  if (options_.poison && placement_.home == plan::Home::kSlot) {
-    for (int slot = 0; slot <= placement_.slots; ++slot) poison(storage_.slot(slot));
+  if (stats.trainable_tokens > 0 && !stats.skipped) {
+    satisfy(ops()[cursor_]);
+    if (custom) {
+      scale_gradients(decision.gradient_scale);
+      custom();
+    } else {
+      update(stats, decision, options);
+    }
   }
+  end_step();
   return stats;
+}
+
+void Executor::throw_non_finite(const StepStats& stats, const PacketContents& contents) const {
+  std::string ranks;
+  for (size_t rank = 0; rank < contents.non_finite.size(); ++rank) {
+    if (contents.non_finite[rank] != 0)
+      ranks += cat(ranks.empty() ? "" : ", ", contents.non_finite[rank], " on rank ", rank);
+  }
+  throw NumericsError(cat(std::isfinite(stats.loss) ? "" : cat("the loss is ", stats.loss, " and "),
+                          stats.non_finite, " elements of the gradient are not finite at step ",
+                          stats.step,
+                          ranks.empty() ? "" : cat(" (losses and gradient shards: ", ranks, ")"),
+                          ", loss ", stats.loss, ". Nothing was updated."));
+}
+
+void Executor::scale_gradients(double scale) {
+  const auto factor = static_cast<float>(scale);
+  for (size_t b = 0; b < layout().buckets.size(); ++b) {
+    for (float& value : storage_.gradient_shard(static_cast<int>(b))) value *= factor;
+  }
+}
+
+void Executor::update(const StepStats& stats, const optim::ClipDecision& decision,
+                      const StepOptions& options) {
+  const optim::UpdateScalars scalars{.learning_rate = options.learning_rate,
+                                     .step = stats.step,
+                                     .gradient_scale = decision.gradient_scale,
+                                     .clip_value = options.clip_value,
+                                     .seed = options_.seed};
+  size_t slice = 0;
+  for (size_t b = 0; b < layout().buckets.size(); ++b) {
+    const plan::Bucket& bucket = layout().buckets[b];
+    used_segments_.clear();
+    for (const optim::GroupSegment& segment : segments_[b]) {
+      // A parameter that no rank used in this step is left as it is.
+      const bool used = packet_.used(static_cast<int>(b), slices_[slice++].segment);
+      if (used && plan_->has_gradient[at(bucket.unit)]) used_segments_.push_back(segment);
+    }
+    if (!bucket.trainable) continue;
+    const int index = static_cast<int>(b);
+    std::byte* shard = storage_.shard(index);
+    optim::BucketView view{.gradient = storage_.gradient_shard(index).data(),
+                           .numel = bucket.shard_numel,
+                           .segments = used_segments_,
+                           .groups = options_.groups};
+    if (bucket.dtype == DType::kF32) {
+      view.master = reinterpret_cast<float*>(shard);
+    } else if (float* master = storage_.master(index)) {
+      view.master = master;
+      view.copy = reinterpret_cast<uint16_t*>(shard);
+      view.copy_dtype = bucket.dtype;
+    } else {
+      view.high = reinterpret_cast<uint16_t*>(shard);
+      view.remainder = storage_.remainder(index);
+    }
+    optimizers_[b]->update(view, scalars);
+  }
+}
+
+void Executor::end_step() {
+  ++version_;
+  fence();
+  previous_tickets_.swap(tickets_);
+  previous_plan_ = plan_;
+  if (!options_.poison) return;
+  for (size_t slot = 0; slot < storage_.slots().slot_bytes.size(); ++slot)
+    poison(storage_.slot(static_cast<int>(slot)));
 }
 
 }  // namespace fsdp::engine

@@ -3,34 +3,41 @@
 //
 // The caller (fsdp::shard) tells where the model is: enter/leave of units in forward,
 // start/enter/finish of backward. The executor issues the communication that stands before that
-// point, waits for what the point depends on, and throws when the model does something that the
-// schedule does not hold. Torch-free.
+// point, and waits for what the point depends on. Torch-free.
 //
-// Note [First step]
+// Note [On demand]
 // The order of calls is not known before the model has run once. Until then units are gathered on
-// demand, slot by slot in the order of their first call, which is the order that the compiler uses
-// too. The schedule is compiled when the first backward starts. Forwards without gradients
-// (evaluation) are always run on demand.
+// demand. When the micro-batch's backward starts the ranks compare what they have called, and the
+// schedule for it is compiled (or found). A call that the schedule does not hold ends it: what is
+// under way is completed, the rest of the forward runs on demand, and at the backward the ranks
+// agree on a new schedule. All ranks do so at the same call, or a tag differs and is an error. A
+// model may leave out calls that the schedule holds, on each rank others. Forwards outside of a
+// step (evaluation) always run on demand.
 #pragma once
 
 #include <cstdint>
-#include <map>
+#include <functional>
 #include <memory>
-#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "libfsdp/comm/communicator.h"
+#include "libfsdp/engine/call_record.h"
+#include "libfsdp/engine/step_packet.h"
+#include "libfsdp/engine/step_plans.h"
 #include "libfsdp/engine/storage.h"
-#include "libfsdp/kernels/square_sum.h"
 #include "libfsdp/optim/clip.h"
 #include "libfsdp/optim/optimizer.h"
-#include "libfsdp/plan/schedule.h"
 
 namespace fsdp::engine {
 
 struct ExecutorOptions {
-  bool poison = false;  ///< Fill a slot with NaN when its contents end: for tests.
+  bool poison = false;        ///< Fill a slot with NaN when its contents end: for tests.
+  bool verify_plans = false;  ///< Look for races in every plan that is compiled.
+  bool recompute = false;     ///< The model runs its units' forwards again in backward.
+  MasterPrecision master = MasterPrecision::kSplit;
+  uint64_t seed = 0;  ///< Of stochastic rounding.
   optim::OptimizerOptions optimizer;
   std::vector<optim::ParamGroup> groups;  ///< ParamSpec::group is an index into these.
 };
@@ -39,14 +46,19 @@ struct ExecutorOptions {
 struct StepStats {
   int64_t step = 0;  ///< 1 for the first.
   double loss = 0;   ///< Sum of token losses / trainable tokens, over all ranks and micro-batches.
-  double grad_norm = 0;          ///< 2-norm of that loss's gradient, before clipping.
+  double grad_norm = 0;          ///< Of that loss's gradient, before clipping.
   int64_t trainable_tokens = 0;  ///< Over all ranks.
   int64_t micro_batches = 0;     ///< Over all ranks, ghosts not counted.
+  int64_t non_finite = 0;        ///< Elements of the gradient that are infinite or NaN.
+  bool skipped = false;          ///< Nothing was updated: see StepOptions::skip_non_finite.
 };
 
 struct StepOptions {
   double learning_rate = 0;
-  double max_grad_norm = 0;  ///< 0 = no clipping.
+  double max_grad_norm = 0;      ///< 0 = no clipping by norm.
+  double clip_value = 0;         ///< 0 = no clipping by value.
+  double loss_scale = 1;         ///< The losses were multiplied by it before backward.
+  bool skip_non_finite = false;  ///< Leave the update out, instead of NumericsError.
 };
 
 class Executor {
@@ -56,19 +68,28 @@ class Executor {
            const ExecutorOptions& options);
 
   Storage& storage() { return storage_; }
+  const Storage& storage() const { return storage_; }
   const plan::Layout& layout() const { return storage_.layout(); }
   const plan::Placement& placement() const { return placement_; }
   comm::Communicator& comm() { return *comm_; }
+  int rank() const { return comm_->rank(); }
   /// Of a trainable bucket.
   optim::ShardOptimizer& optimizer(int bucket) {
     return *optimizers_.at(static_cast<size_t>(bucket));
   }
+  /// Steps done.
   int64_t step() const { return step_; }
-  /// The schedule of the current step; null before the first backward.
-  const plan::Schedule* schedule() const { return schedule_; }
+  /// The micro-batch of this rank that is under way.
+  int64_t micro_batch() const { return micro_batch_; }
+  /// The plan of the current step, or of the last; null before the first backward.
+  const StepPlan* plan() const { return plan_; }
 
-  /// Slot of `unit`: -1 = resident. Fixed from the unit's first call on.
-  int slot_of(int unit);
+  /// Called at the end of a unit's last backward of a micro-batch: hand over (gradient()) what was
+  /// not taken when it came.
+  void set_collector(std::function<void(int unit)> collector) { collector_ = std::move(collector); }
+
+  /// Collective: makes what store() wrote visible to all ranks.
+  void publish();
 
   /// Collective. `micro_batches` of this rank (0 is legal); ranks may differ. Throws ConfigError
   /// inside a step.
@@ -76,105 +97,126 @@ class Executor {
   bool in_step() const { return in_step_; }
 
   /// Around a unit's forward; unit 0 (the root) surrounds the whole model. `graph`: gradients are
-  /// recorded.
+  /// recorded. Also in backward, for units inside one that runs its forward again.
   void enter_forward(int unit, bool graph);
-  void leave_forward(int unit) noexcept;
+  void leave_forward() noexcept;
+  /// Whether a call of `unit` is under way.
+  bool in_forward(int unit) const { return calls_.is_open(unit); }
 
   /// Around the backward of one micro-batch.
   void start_backward(double loss_sum, int64_t trainable_tokens);
   void enter_backward(int unit);
   void finish_backward();
   bool in_backward() const { return in_backward_; }
-  /// Where the unit's gradient of this micro-batch is collected.
+  /// Whether the backward that was entered last needs the parameters of `unit`.
+  bool backward_reads(int unit) const;
+  /// Where the unit's gradient of this micro-batch goes; null when its slot is still in use: keep
+  /// it until the collector is called. Throws ConfigError outside of the unit's backward.
   std::byte* gradient(int unit, int bucket);
-  /// Notes a gradient (bucket, segment of the bucket); returns whether it is the first of this
-  /// micro-batch.
+  /// Notes a gradient (bucket, segment of the bucket) whose place gradient() gave; returns whether
+  /// it replaces what lies there (else it is to be added).
   bool gradient_arrived(int bucket, int segment);
 
   /// Joins the collectives of a forward without gradients, without a model call: for ranks without
   /// data.
   void ghost_forward();
 
-  /// Collective. Joins with ghost micro-batches when other ranks had more, agrees on loss and norm,
-  /// updates. Throws NumericsError on all ranks, without an update, when a loss or a gradient is
-  /// not finite.
-  StepStats finish_step(const StepOptions& options);
+  /// Collective. Joins with ghost micro-batches when other ranks had more; then every rank's
+  /// gradient shards hold the sums over all ranks and micro-batches. finish_step() does it.
+  void complete_gradients();
+
+  /// Collective. Agrees on loss and norm, updates: with the optimizer, or with `update`, which
+  /// finds gradients of the mean loss, clipped, in the gradient shards. Throws NumericsError on all
+  /// ranks, without an update, when a loss or a gradient is not finite.
+  StepStats finish_step(const StepOptions& options, const std::function<void()>& update = {});
 
  private:
   struct Contents {
     int unit = -1;
     int64_t version = -1;
   };
-  struct MicroBatchResult {
-    double loss_sum = 0;
-    int64_t trainable_tokens = 0;
-  };
 
-  bool scheduled() const { return in_step_ && schedule_ != nullptr; }
-  void compile_schedule();
-  std::vector<int> call_order() const;
-  void compile_behind_first_forward();
+  bool scheduled() const { return in_step_ && scheduled_; }
+  const std::vector<plan::Op>& ops() const { return plan_->schedule.ops; }
+  void follow(const StepPlan& plan, size_t cursor);
+  void leave_schedule();
+  void agree_on_calls();
+  void start_schedule();
+  [[noreturn]] void throw_different_calls(const std::vector<int32_t>& first, int first_rank,
+                                          const std::vector<int32_t>& other, int rank) const;
+  std::string unit_text(int unit) const;
+
   void gather_on_demand(int unit);
   void gather_all_on_demand();
-  comm::Ticket begin_gather(int unit, int slot);
-  comm::Ticket begin_reduce(const plan::Op& op);
+  bool holds(int unit) const;
+  comm::Ticket begin_gather(int unit);
+  comm::Ticket begin_reduce(int unit);
+  void fence();
   void begin_communication(size_t index);
+  bool is_issued(const plan::Op& op) const;
   void satisfy(const plan::Op& op);
-  void issue_communication();
-  /// Issues communication up to the next compute operation, and satisfies that one.
-  void advance();
-  /// Brings the cursor to the given compute operation of this micro-batch, skipping units that the
-  /// model left out.
-  void reach(plan::OpKind kind, int unit);
-  [[noreturn]] void throw_out_of_order(plan::OpKind kind, int unit, const plan::Op& expected) const;
-  void skip_backward(const plan::Op& op);
-  void leave_backward();
-  void zero_missing_gradients(int unit, int gradient_slot);
+  /// Issues and does what stands before the next thing that the model does.
+  void issue();
+  /// Passes an operation that the model leaves out, or that is not the model's.
+  void pass(size_t index);
+  /// Brings the cursor behind the given compute operation of this micro-batch, passing what the
+  /// model left out; false when the schedule does not hold it.
+  bool reach(plan::OpKind kind, int unit);
+  [[noreturn]] void throw_out_of_order(int unit) const;
+  void check_forward(int unit, bool graph) const;
+  void check_still_held(int around, int unit) const;
+
+  void claim(const plan::Op& collect);
+  void collect(const plan::Op& op);
+  void zero_missing_gradients(int unit);
   void ghost_micro_batch();
   std::string where() const;
 
-  void make_packet();
-  StepStats read_packets(kernels::SquareSum& squares);
-  void update(const StepStats& stats, const optim::ClipDecision& decision, double learning_rate);
+  StepStats agree_on_step(PacketContents& contents);
+  [[noreturn]] void throw_non_finite(const StepStats& stats, const PacketContents& contents) const;
+  void scale_gradients(double scale);
+  void update(const StepStats& stats, const optim::ClipDecision& decision,
+              const StepOptions& options);
+  void end_step();
 
   std::shared_ptr<comm::Communicator> comm_;
   plan::Placement placement_;
   ExecutorOptions options_;
   Storage storage_;
+  StepPlans plans_;
   std::vector<int> shard_group_;
   std::vector<int> world_;
-  std::vector<std::unique_ptr<optim::ShardOptimizer>> optimizers_;  // By bucket; null when frozen.
   std::vector<plan::ShardSlice> slices_;                            // Of this rank.
-  std::vector<optim::GroupSegment> segments_;  // Of the bucket that is being updated.
+  std::vector<std::vector<optim::GroupSegment>> segments_;          // By bucket: of this rank.
+  std::vector<std::unique_ptr<optim::ShardOptimizer>> optimizers_;  // By bucket; null when frozen.
+  std::vector<optim::GroupSegment> used_segments_;  // Of the bucket that is being updated.
+  std::function<void(int)> collector_;
 
-  std::vector<int> order_;                   // Units in the order of their first call.
-  std::vector<int> slot_of_unit_;            // -2 = not called yet.
-  std::vector<Contents> contents_;           // By slot.
-  int64_t version_ = 0;                      // Of the parameters.
-  std::map<int, plan::Schedule> schedules_;  // By number of micro-batches.
+  std::vector<plan::Call> known_calls_;  // Of a micro-batch, as last seen.
+  std::vector<Contents> contents_;       // By slot.
+  int64_t version_ = 0;                  // Of the parameters.
 
   // The current step.
   bool in_step_ = false;
   bool in_backward_ = false;
+  bool scheduled_ = false;
+  bool complete_ = false;
   int64_t step_ = 0;
   int64_t local_micro_batches_ = 0;
   int micro_batches_ = 0;  // Of the rank that has most.
   int micro_batch_ = 0;
-  const plan::Schedule* schedule_ = nullptr;
-  uint64_t schedule_hash_ = 0;
+  const StepPlan* plan_ = nullptr;
+  const StepPlan* previous_plan_ = nullptr;  // Of the step before, if it was followed to its end.
   size_t cursor_ = 0;
+  size_t backward_op_ = 0;                      // That was entered last.
   std::vector<comm::Ticket> tickets_;           // By operation.
   std::vector<comm::Ticket> previous_tickets_;  // Of the step before.
-  const plan::Schedule* previous_schedule_ = nullptr;
-  int active_forward_ = -1;
-  int active_backward_ = -1;
-  std::vector<MicroBatchResult> results_;  // By micro-batch of this rank.
-  std::vector<MicroBatchResult>
-      global_results_;  // By global micro-batch, accumulation step * ranks + rank.
-  std::vector<std::byte> packet_;
-  std::vector<std::byte> packets_;
-  std::vector<std::vector<uint8_t>> arrived_;  // By bucket and segment: in this micro-batch.
-  std::vector<std::vector<uint8_t>> used_;     // By bucket and segment: in this step.
+  CallRecord calls_;                            // Of the micro-batch under way.
+  StepPacket packet_;
+  std::vector<uint8_t> open_;     // By unit: its backward has begun and not ended.
+  std::vector<uint8_t> claimed_;  // By unit: its gradient slot may be written.
+  std::vector<uint8_t> begun_;    // By unit: gradients of this step lie in shard or slot.
+  std::vector<std::vector<uint8_t>> arrived_;  // By bucket and segment: lies in the slot.
 };
 
 }  // namespace fsdp::engine

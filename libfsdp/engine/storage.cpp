@@ -10,10 +10,17 @@
 namespace fsdp::engine {
 namespace {
 
-constexpr int64_t kPage = 4096;
+constexpr int64_t kPage = plan::kSlotAlignment;
 
-bool has_split_master(const plan::Bucket& bucket) {
-  return bucket.trainable && bucket.dtype == DType::kBF16;
+bool is_16_bit(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16; }
+
+bool has_remainder(const plan::Bucket& bucket, MasterPrecision precision) {
+  return bucket.trainable && bucket.dtype == DType::kBF16 && precision == MasterPrecision::kSplit;
+}
+
+bool has_master(const plan::Bucket& bucket, MasterPrecision precision) {
+  if (!bucket.trainable || !is_16_bit(bucket.dtype)) return false;
+  return precision == MasterPrecision::kF32 || bucket.dtype == DType::kF16;
 }
 
 bool inside(const void* address, const std::byte* begin, int64_t bytes) {
@@ -21,67 +28,97 @@ bool inside(const void* address, const std::byte* begin, int64_t bytes) {
   return bytes > 0 && at >= begin && at < begin + bytes;
 }
 
+std::vector<int64_t> begins(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> begin = {0};
+  for (const int64_t bytes : sizes) begin.push_back(begin.back() + bytes);
+  return begin;
+}
+
+template <class T>
+int64_t page_bytes(const plan::Bucket& bucket) {
+  return round_up(bucket.shard_numel * int64_t{sizeof(T)}, kPage);
+}
+
 }  // namespace
 
+int64_t master_bytes(const plan::Bucket& bucket, MasterPrecision precision) {
+  if (has_remainder(bucket, precision)) return bucket.shard_numel * int64_t{sizeof(uint16_t)};
+  return has_master(bucket, precision) ? bucket.shard_numel * int64_t{sizeof(float)} : 0;
+}
+
 Storage::Storage(const plan::Layout& layout, const plan::Placement& placement,
-                 comm::Communicator& comm)
-    : layout_(layout), placement_(placement), places_(layout.buckets.size()) {
+                 comm::Communicator& comm, MasterPrecision precision)
+    : layout_(layout),
+      placement_(placement),
+      slots_(plan::assign_slots(layout, placement)),
+      coordinate_(placement.mesh.shard_coordinate(comm.rank())),
+      places_(layout.buckets.size()),
+      slot_begin_(begins(slots_.slot_bytes)),
+      gradient_begin_(begins(slots_.gradient_slot_bytes)) {
   place_buckets();
-  allocate(comm);
+  allocate(comm, precision);
 }
 
 void Storage::place_buckets() {
-  for (size_t unit = 0; unit < layout_.units.size(); ++unit) {
+  for (const std::vector<int>& buckets : layout_.of_unit) {
     int64_t in_slot = 0;
     int64_t in_gradient_slot = 0;
-    for (const int b : layout_.of_unit[unit]) {
+    for (const int b : buckets) {
       const plan::Bucket& bucket = layout_.buckets[static_cast<size_t>(b)];
       Place& place = places_[static_cast<size_t>(b)];
       place.shard_offset = shard_bytes_;
-      shard_bytes_ += bucket.shard_bytes();
+      shard_bytes_ += shared() ? bucket.padded_bytes() : bucket.shard_bytes();
       place.in_slot = in_slot;
       in_slot += bucket.padded_bytes();
       place.in_gradient_slot = in_gradient_slot;
-      if (bucket.trainable) in_gradient_slot += bucket.padded_bytes();
+      if (bucket.trainable) in_gradient_slot += bucket.gradient_bytes();
     }
-    int64_t& slot = unit == 0 ? root_slot_bytes_ : slot_bytes_;
-    int64_t& gradient_slot = unit == 0 ? root_gradient_bytes_ : gradient_slot_bytes_;
-    slot = std::max(slot, round_up(in_slot, kPage));
-    gradient_slot = std::max(gradient_slot, round_up(in_gradient_slot, kPage));
   }
-  if (placement_.home == plan::Home::kResident) slot_bytes_ = root_slot_bytes_ = 0;
 }
 
-void Storage::allocate(comm::Communicator& comm) {
-  const int64_t slots = placement_.slots * slot_bytes_ + root_slot_bytes_;
-  const int64_t gradients = placement_.gradient_slots * gradient_slot_bytes_ + root_gradient_bytes_;
-  int64_t local = slots;
-  for (const plan::Bucket& bucket : layout_.buckets) {
-    if (bucket.trainable) local += round_up(bucket.shard_numel * int64_t{sizeof(float)}, kPage);
-    if (has_split_master(bucket))
-      local += round_up(bucket.shard_numel * int64_t{sizeof(uint16_t)}, kPage);
+void Storage::allocate_shards(comm::Communicator& comm) {
+  const auto bytes = static_cast<size_t>(shard_bytes_);
+  if (shared()) {
+    shared_shards_ = comm.allocate_shared(placement_.mesh.shard_group(comm.rank()), bytes,
+                                          "parameters of a shard group");
+  } else {
+    shards_ = comm.allocate(bytes, "parameter shards");
   }
-  shards_ = comm.allocate(static_cast<size_t>(shard_bytes_), "parameter shards");
-  gradients_ = comm.allocate(static_cast<size_t>(gradients), "gradient slots");
+}
+
+void Storage::allocate(comm::Communicator& comm, MasterPrecision precision) {
+  int64_t local = slot_begin_.back();
+  for (const plan::Bucket& bucket : layout_.buckets) {
+    if (bucket.trainable) local += page_bytes<float>(bucket);
+    if (has_remainder(bucket, precision)) local += page_bytes<uint16_t>(bucket);
+    if (has_master(bucket, precision)) local += page_bytes<float>(bucket);
+  }
+  allocate_shards(comm);
+  gradients_ = comm.allocate(static_cast<size_t>(gradient_begin_.back()), "gradient slots");
   arena_ = std::make_unique<device::HostArena>(static_cast<size_t>(local));
-  slots_ = arena_->allocate(static_cast<size_t>(slots), kPage);
+  slot_memory_ = arena_->allocate(static_cast<size_t>(slot_begin_.back()), kPage);
   for (size_t b = 0; b < places_.size(); ++b) {
     const plan::Bucket& bucket = layout_.buckets[b];
     const auto numel = static_cast<size_t>(bucket.shard_numel);
-    if (bucket.trainable) {
-      auto* data = reinterpret_cast<float*>(arena_->allocate(numel * sizeof(float), kPage));
-      places_[b].gradient = {data, numel};
-    }
-    if (has_split_master(bucket)) {
+    const auto floats = [&] {
+      return reinterpret_cast<float*>(arena_->allocate(numel * sizeof(float), kPage));
+    };
+    if (bucket.trainable) places_[b].gradient = {floats(), numel};
+    if (has_master(bucket, precision)) places_[b].master = floats();
+    if (has_remainder(bucket, precision)) {
       places_[b].remainder =
           reinterpret_cast<uint16_t*>(arena_->allocate(numel * sizeof(uint16_t), kPage));
     }
   }
-  allocated_bytes_ = shard_bytes_ + gradients + local;
+  allocated_bytes_ =
+      shard_bytes_ / (shared() ? placement_.mesh.shard : 1) + gradient_begin_.back() + local;
 }
 
 std::byte* Storage::shard(int bucket) {
-  return shards_->local() + places_[static_cast<size_t>(bucket)].shard_offset;
+  const int64_t offset = places_[static_cast<size_t>(bucket)].shard_offset;
+  if (!shared()) return shards_->local() + offset;
+  const plan::Bucket& info = layout_.buckets[static_cast<size_t>(bucket)];
+  return shared_shards_->data() + offset + coordinate_ * info.shard_bytes();
 }
 
 comm::SymmetricSpan Storage::shard_source(int bucket) {
@@ -90,37 +127,43 @@ comm::SymmetricSpan Storage::shard_source(int bucket) {
           .bytes = static_cast<size_t>(layout_.buckets[static_cast<size_t>(bucket)].shard_bytes())};
 }
 
-uint16_t* Storage::remainder(int bucket) { return places_[static_cast<size_t>(bucket)].remainder; }
-
 std::span<float> Storage::gradient_shard(int bucket) {
   return places_[static_cast<size_t>(bucket)].gradient;
 }
 
-std::byte* Storage::gathered(int slot, int bucket) {
-  if (slot < 0) return shard(bucket);
-  return this->slot(slot).data() + places_[static_cast<size_t>(bucket)].in_slot;
+std::byte* Storage::gathered(int bucket) {
+  const Place& place = places_[static_cast<size_t>(bucket)];
+  if (shared()) return shared_shards_->data() + place.shard_offset;
+  const int unit = layout_.buckets[static_cast<size_t>(bucket)].unit;
+  const int in = slots_.slot[static_cast<size_t>(unit)];
+  return in < 0 ? shard(bucket) : slot(in).data() + place.in_slot;
 }
 
-std::byte* Storage::gradient(int gradient_slot, int bucket) {
-  return gradients_->local() + gradient_slot * gradient_slot_bytes_ +
+std::byte* Storage::gradient_slot(int slot) {
+  return gradients_->local() + gradient_begin_[static_cast<size_t>(slot)];
+}
+
+std::byte* Storage::gradient(int bucket) {
+  const int unit = layout_.buckets[static_cast<size_t>(bucket)].unit;
+  return gradient_slot(slots_.gradient_slot[static_cast<size_t>(unit)]) +
          places_[static_cast<size_t>(bucket)].in_gradient_slot;
 }
 
-comm::SymmetricSpan Storage::gradient_source(int gradient_slot, int bucket) {
+comm::SymmetricSpan Storage::gradient_source(int bucket) {
   return {
       .memory = gradients_.get(),
-      .offset = static_cast<size_t>(gradient(gradient_slot, bucket) - gradients_->local()),
-      .bytes = static_cast<size_t>(layout_.buckets[static_cast<size_t>(bucket)].padded_bytes())};
+      .offset = static_cast<size_t>(gradient(bucket) - gradients_->local()),
+      .bytes = static_cast<size_t>(layout_.buckets[static_cast<size_t>(bucket)].gradient_bytes())};
 }
 
 std::span<std::byte> Storage::slot(int slot) {
-  const int64_t bytes = slot == placement_.slots ? root_slot_bytes_ : slot_bytes_;
-  return {slots_ + slot * slot_bytes_, static_cast<size_t>(bytes)};
+  return {slot_memory_ + slot_begin_[static_cast<size_t>(slot)],
+          static_cast<size_t>(slots_.slot_bytes[static_cast<size_t>(slot)])};
 }
 
 bool Storage::contains(const void* address) const {
-  const int64_t slots = placement_.slots * slot_bytes_ + root_slot_bytes_;
-  return inside(address, slots_, slots) || inside(address, shards_->local(), shard_bytes_);
+  return inside(address, slot_memory_, slot_begin_.back()) ||
+         inside(address, shared() ? shared_shards_->data() : shards_->local(), shard_bytes_);
 }
 
 void Storage::store(int bucket, int64_t at, std::span<const float> values) {
@@ -130,9 +173,10 @@ void Storage::store(int bucket, int64_t at, std::span<const float> values) {
   std::byte* begin = shard(bucket) + at * static_cast<int64_t>(dtype_bytes(info.dtype));
   if (uint16_t* low = remainder(bucket)) {
     kernels::split_master_cpu(values.data(), reinterpret_cast<uint16_t*>(begin), low + at, n);
-  } else {
-    convert_floats(values.data(), DType::kF32, begin, info.dtype, values.size());
+    return;
   }
+  if (float* whole = master(bucket)) std::copy(values.begin(), values.end(), whole + at);
+  convert_floats(values.data(), DType::kF32, begin, info.dtype, values.size());
 }
 
 void Storage::load(int bucket, int64_t at, std::span<float> values) const {
@@ -140,11 +184,13 @@ void Storage::load(int bucket, int64_t at, std::span<float> values) const {
   const Place& place = places_[static_cast<size_t>(bucket)];
   const auto n = static_cast<int64_t>(values.size());
   check(at >= 0 && at + n <= info.shard_numel, "load outside of this rank's shard");
-  const std::byte* begin =
-      shards_->local() + place.shard_offset + at * static_cast<int64_t>(dtype_bytes(info.dtype));
+  const std::byte* begin = const_cast<Storage*>(this)->shard(bucket) +
+                           at * static_cast<int64_t>(dtype_bytes(info.dtype));
   if (place.remainder) {
     kernels::join_master_cpu(reinterpret_cast<const uint16_t*>(begin), place.remainder + at,
                              values.data(), n);
+  } else if (place.master) {
+    std::copy_n(place.master + at, values.size(), values.begin());
   } else {
     convert_floats(begin, info.dtype, values.data(), DType::kF32, values.size());
   }

@@ -9,72 +9,95 @@
 #include "libfsdp/comm/communicator.h"
 #include "libfsdp/device/host_arena.h"
 #include "libfsdp/plan/layout.h"
+#include "libfsdp/plan/memory_plan.h"
+#include "libfsdp/plan/slots.h"
 #include "libfsdp/plan/strategy.h"
 
 namespace fsdp::engine {
 
+/// What is kept of trainable 16-bit parameters besides what the model computes with.
+enum class MasterPrecision {
+  kSplit,  ///< bf16: 16 bits more, together an exact fp32 master. f16: as kF32.
+  kF32,    ///< An fp32 master apart.
+  kNone,   ///< Nothing: the 16 bits are the parameter (bf16 only).
+};
+
+/// Bytes that a rank keeps beside the shard of `bucket`.
+int64_t master_bytes(const plan::Bucket& bucket, MasterPrecision precision);
+
 /// Note [Slots]
-/// Slot number placement.slots is the root's, the ones below are shared by the units; gradient
-/// slots likewise. A unit's buckets lie end to end in its slot, in the order of Layout::of_unit, so
-/// a bucket's address in a slot never changes.
+/// The root's slot is the last, the ones below are the units'; gradient slots likewise. A unit's
+/// buckets lie end to end in its slot, in the order of Layout::of_unit, so a bucket's address in a
+/// slot never changes.
 class Storage {
  public:
   /// Collective: peers read each other's shards and gradient slots, so those lie in symmetric
-  /// memory.
-  Storage(const plan::Layout& layout, const plan::Placement& placement, comm::Communicator& comm);
+  /// memory, in the shared home the shards in memory that the shard group holds once.
+  Storage(const plan::Layout& layout, const plan::Placement& placement, comm::Communicator& comm,
+          MasterPrecision precision);
 
   const plan::Layout& layout() const { return layout_; }
+  const plan::SlotMap& slots() const { return slots_; }
 
   /// This rank's part of a bucket, in the bucket's dtype: what gathers read.
   std::byte* shard(int bucket);
   comm::SymmetricSpan shard_source(int bucket);
-  /// The 16 bits per element that make a trainable bf16 shard an exact fp32 master; null for other
-  /// buckets.
-  uint16_t* remainder(int bucket);
+  /// The 16 bits per element that make a bf16 shard an exact fp32 master; null for other buckets.
+  uint16_t* remainder(int bucket) { return places_[static_cast<size_t>(bucket)].remainder; }
+  /// The fp32 master apart from a 16-bit shard; null for other buckets.
+  float* master(int bucket) { return places_[static_cast<size_t>(bucket)].master; }
   /// fp32 sums of this rank's part; empty for frozen buckets.
   std::span<float> gradient_shard(int bucket);
 
-  /// Where the whole bucket lies when its unit is in `slot`; slot -1 = resident: the shard itself.
-  std::byte* gathered(int slot, int bucket);
-  /// Where the bucket's gradient of one micro-batch is collected, in the bucket's dtype.
-  std::byte* gradient(int gradient_slot, int bucket);
-  comm::SymmetricSpan gradient_source(int gradient_slot, int bucket);
+  /// Where the whole bucket lies when it is in use: in its unit's slot, or where the shards are.
+  std::byte* gathered(int bucket);
+  /// Where the bucket's gradient of one micro-batch is collected, in the bucket's reduce_dtype.
+  std::byte* gradient(int bucket);
+  comm::SymmetricSpan gradient_source(int bucket);
   /// The whole slot, for poisoning.
   std::span<std::byte> slot(int slot);
-  /// Whether `address` lies in any slot, or in a shard.
+  /// Whether `address` lies in memory of gathered parameters.
   bool contains(const void* address) const;
 
   /// Writes / reads fp32 values at element `at` of this rank's part; exact for trainable buckets of
-  /// any dtype. Throws InternalError outside of the part.
+  /// any dtype that has a master. Throws InternalError outside of the part.
   void store(int bucket, int64_t at, std::span<const float> values);
   void load(int bucket, int64_t at, std::span<float> values) const;
 
   int64_t allocated_bytes() const { return allocated_bytes_; }
+  /// Slots and gradient slots.
+  int64_t transient_bytes() const { return slot_begin_.back() + gradient_begin_.back(); }
 
  private:
   struct Place {
-    int64_t shard_offset = 0;  // In symmetric shard memory.
+    int64_t shard_offset = 0;  // In symmetric memory; in the shared home the whole bucket's, in
+                               // shared memory.
     int64_t in_slot = 0;       // From the slot's begin.
     int64_t in_gradient_slot = 0;
     std::span<float> gradient;
     uint16_t* remainder = nullptr;
+    float* master = nullptr;
   };
+  bool shared() const { return placement_.home == plan::Home::kShared; }
   void place_buckets();
-  void allocate(comm::Communicator& comm);
+  void allocate(comm::Communicator& comm, MasterPrecision precision);
+  void allocate_shards(comm::Communicator& comm);
+  std::byte* gradient_slot(int slot);
 
   plan::Layout layout_;
   plan::Placement placement_;
+  plan::SlotMap slots_;
+  int coordinate_ = 0;  // Of this rank, in its shard group.
   std::vector<Place> places_;
-  int64_t shard_bytes_ = 0;
-  int64_t slot_bytes_ = 0;  // Of the units' slots.
-  int64_t root_slot_bytes_ = 0;
-  int64_t gradient_slot_bytes_ = 0;
-  int64_t root_gradient_bytes_ = 0;
+  int64_t shard_bytes_ = 0;              // Of all buckets; in the shared home of whole buckets.
+  std::vector<int64_t> slot_begin_;      // By slot, and the end.
+  std::vector<int64_t> gradient_begin_;  // By gradient slot, and the end.
   int64_t allocated_bytes_ = 0;
-  std::shared_ptr<comm::SymmetricMemory> shards_;
+  std::shared_ptr<comm::SymmetricMemory> shards_;      // Null in the shared home.
+  std::shared_ptr<comm::SharedMemory> shared_shards_;  // Null in the others.
   std::shared_ptr<comm::SymmetricMemory> gradients_;
   std::unique_ptr<device::HostArena> arena_;
-  std::byte* slots_ = nullptr;
+  std::byte* slot_memory_ = nullptr;
 };
 
 }  // namespace fsdp::engine

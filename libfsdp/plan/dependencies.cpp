@@ -7,6 +7,10 @@
 // schedule, so what this rank knew to be finished when it began a collective was finished on every
 // member when that member began; and nobody's finish comes before everybody's begin. A dependency
 // that the knowledge of the stream and of the other dependencies contains is left out.
+//
+// Note [Early collection] Gradients may be written into their slot as soon as they arrive, before
+// the stream has come to their kCollect. So what a kCollect must wait for is derived as if it stood
+// at the begin of its micro-batch.
 #include <algorithm>
 #include <map>
 #include <utility>
@@ -62,14 +66,26 @@ class Analysis {
   void visit(int position) {
     std::vector<Need> needs = needs_of(position);
     remember(position);
-    const Knowledge before = knowledge_of_stream(position);
+    note_micro_batch(position);
+    const Knowledge stream = knowledge_of_stream(position);
+    const bool early = op(position).kind == OpKind::kCollect;
+    const Knowledge before = early ? at_micro_batch_ : stream;
     drop_implied(needs, before);
-    Knowledge begin = before;
+    Knowledge begin = stream;
     for (const Need& need : needs) begin.merge(after(need));
     begins_.push_back(begin);
     finishes_.push_back(finish(position, begin));
     (comm(position) ? last_comm_ : last_compute_) = position;
     if (position >= num_ops_) store(position, needs);
+  }
+
+  // See Note [Early collection].
+  void note_micro_batch(int position) {
+    if (comm(position) || last_compute_ < 0) return;
+    if (op(position).micro_batch == op(last_compute_).micro_batch &&
+        position / num_ops_ == last_compute_ / num_ops_)
+      return;
+    at_micro_batch_ = finishes_[static_cast<size_t>(last_compute_)];
   }
 
   std::vector<Need> needs_of(int position) const {
@@ -124,7 +140,8 @@ class Analysis {
   // Notes that the members of the collective at `position` have all finished communication up to
   // `up_to`.
   void released(int position, int up_to, Knowledge& known) const {
-    const bool everybody = op(position).kind != OpKind::kGather || schedule_.mesh.replicate == 1;
+    const bool everybody =
+        !is_within_shard_group(op(position).kind) || schedule_.mesh.replicate == 1;
     known.group = std::max(known.group, up_to);
     if (everybody) known.world = std::max(known.world, up_to);
   }
@@ -132,19 +149,29 @@ class Analysis {
   bool knows(const Knowledge& known, const Need& need) const {
     if (!comm(need.position)) return known.compute >= need.position;
     if (need.moment == Moment::kFinished) return known.comm >= need.position;
-    return (op(need.position).kind == OpKind::kGather ? known.group : known.world) >= need.position;
+    return (is_within_shard_group(op(need.position).kind) ? known.group : known.world) >=
+           need.position;
   }
 
   // "Implies" is happens-before, so it has no cycles and what remains does not depend on the order
-  // of dropping.
+  // of dropping: from the last to the first, given `before`, all earlier ones and the later ones
+  // that stay.
   void drop_implied(std::vector<Need>& needs, const Knowledge& before) const {
-    for (size_t i = needs.size(); i-- > 0;) {
-      Knowledge others = before;
-      for (size_t j = 0; j < needs.size(); ++j) {
-        if (j != i) others.merge(after(needs[j]));
-      }
-      if (knows(others, needs[i])) needs.erase(needs.begin() + static_cast<std::ptrdiff_t>(i));
+    std::vector<Knowledge> earlier = {before};
+    for (const Need& need : needs) {
+      earlier.push_back(earlier.back());
+      earlier.back().merge(after(need));
     }
+    Knowledge later;
+    std::vector<Need> kept;
+    for (size_t i = needs.size(); i-- > 0;) {
+      Knowledge others = earlier[i];
+      others.merge(later);
+      if (knows(others, needs[i])) continue;
+      later.merge(after(needs[i]));
+      kept.push_back(needs[i]);
+    }
+    needs.assign(kept.rbegin(), kept.rend());
   }
 
   Knowledge finish(int position, const Knowledge& begin) const {
@@ -173,6 +200,7 @@ class Analysis {
   const int num_ops_;
   int last_comm_ = -1;
   int last_compute_ = -1;
+  Knowledge at_micro_batch_;  // When the micro-batch began.
   std::map<std::pair<BufferKind, int>, History> histories_;
   std::vector<Knowledge> begins_;    // By position.
   std::vector<Knowledge> finishes_;  // By position.

@@ -10,12 +10,18 @@ namespace {
 
 // Index of the unit's bucket with this key, made when it does not exist yet.
 int bucket_for(Layout& layout, int unit, const ParamSpec& param) {
+  const DType reduce_dtype = param.reduce_dtype.value_or(param.dtype);
   for (const int index : layout.of_unit[static_cast<size_t>(unit)]) {
     const Bucket& bucket = layout.buckets[static_cast<size_t>(index)];
-    if (bucket.dtype == param.dtype && bucket.trainable == param.trainable) return index;
+    if (bucket.dtype == param.dtype && bucket.trainable == param.trainable &&
+        bucket.reduce_dtype == reduce_dtype)
+      return index;
   }
-  layout.buckets.push_back(
-      {.unit = unit, .dtype = param.dtype, .trainable = param.trainable, .segments = {}});
+  layout.buckets.push_back({.unit = unit,
+                            .dtype = param.dtype,
+                            .trainable = param.trainable,
+                            .reduce_dtype = reduce_dtype,
+                            .segments = {}});
   layout.of_unit[static_cast<size_t>(unit)].push_back(static_cast<int>(layout.buckets.size()) - 1);
   return static_cast<int>(layout.buckets.size()) - 1;
 }
@@ -64,6 +70,31 @@ int64_t Layout::unit_bytes(int unit) const {
   return bytes;
 }
 
+int64_t Layout::gradient_bytes(int unit) const {
+  int64_t bytes = 0;
+  for (const int b : of_unit[static_cast<size_t>(unit)]) {
+    const Bucket& bucket = buckets[static_cast<size_t>(b)];
+    if (bucket.trainable) bytes += bucket.gradient_bytes();
+  }
+  return bytes;
+}
+
+bool Layout::contains(int ancestor, int unit) const {
+  while (unit != 0 && unit != ancestor) unit = units[static_cast<size_t>(unit)].parent;
+  return unit == ancestor;
+}
+
+int Layout::nesting_depth() const {
+  int deepest = 0;
+  for (size_t unit = 1; unit < units.size(); ++unit) {
+    int depth = 0;
+    for (int at = static_cast<int>(unit); at != 0; at = units[static_cast<size_t>(at)].parent)
+      ++depth;
+    deepest = std::max(deepest, depth);
+  }
+  return deepest;
+}
+
 int64_t Layout::trainable_numel(int unit) const {
   int64_t numel = 0;
   for (const int b : of_unit[static_cast<size_t>(unit)]) {
@@ -75,6 +106,12 @@ int64_t Layout::trainable_numel(int unit) const {
 
 Layout make_layout(std::vector<UnitSpec> units, Mesh mesh) {
   refuse_equal_names(units);
+  for (size_t unit = 0; unit < units.size(); ++unit) {
+    if (units[unit].parent < 0 || (unit > 0 && units[unit].parent >= static_cast<int>(unit))) {
+      throw ConfigError(cat("unit '", units[unit].name, "' names ", units[unit].parent,
+                            " as the unit around it; expected an earlier one"));
+    }
+  }
   Layout layout;
   layout.mesh = mesh;
   layout.of_unit.resize(units.size());

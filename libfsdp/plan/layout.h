@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,10 +12,10 @@
 
 namespace fsdp::plan {
 
-/// Every parameter starts at a multiple of this many elements (256 bytes of bf16), so that a
+/// Every parameter starts at a multiple of this many elements (512 bytes of bf16), so that a
 /// quantum belongs to one parameter and one rank whatever the number of ranks: norms and optimizers
-/// never see a cut quantum.
-inline constexpr int64_t kQuantumNumel = 128;
+/// with blocks of 256 elements never see a cut one.
+inline constexpr int64_t kQuantumNumel = 256;
 /// Every rank's part is a multiple of this many elements (512 bytes of bf16).
 inline constexpr int64_t kShardQuantumNumel = 256;
 
@@ -24,6 +25,8 @@ struct ParamSpec {
   DType dtype = DType::kF32;   ///< Of the gathered parameter.
   bool trainable = true;
   int group = 0;  ///< Optimizer group.
+  /// Of the gradient as it is collected and sent; sums are fp32. Without: `dtype`.
+  std::optional<DType> reduce_dtype = {};
 
   int64_t numel() const;
 };
@@ -32,6 +35,7 @@ struct ParamSpec {
 struct UnitSpec {
   std::string name;
   std::vector<ParamSpec> params;
+  int parent = 0;  ///< The unit whose module contains this unit's module; 0 = the root.
 };
 
 /// A parameter's place in a bucket.
@@ -41,11 +45,12 @@ struct Segment {
   int64_t numel = 0;
 };
 
-/// The parameters of one unit with equal dtype and equal trainability, end to end.
+/// The parameters of one unit with equal dtypes and equal trainability, end to end.
 struct Bucket {
   int unit = 0;
   DType dtype = DType::kF32;
   bool trainable = true;
+  DType reduce_dtype = DType::kF32;
   std::vector<Segment> segments;
   int64_t numel = 0;  ///< Elements used, gaps between parameters included.
   int64_t shard_numel =
@@ -53,6 +58,9 @@ struct Bucket {
   int64_t padded_numel = 0;  ///< shard_numel x shard axis.
 
   int64_t padded_bytes() const { return padded_numel * static_cast<int64_t>(dtype_bytes(dtype)); }
+  int64_t gradient_bytes() const {
+    return padded_numel * static_cast<int64_t>(dtype_bytes(reduce_dtype));
+  }
   int64_t shard_bytes() const { return shard_numel * static_cast<int64_t>(dtype_bytes(dtype)); }
 };
 
@@ -75,6 +83,12 @@ struct Layout {
   const ParamSpec& param(const Bucket& bucket, const Segment& segment) const;
   /// Bytes of all gathered buckets of `unit`.
   int64_t unit_bytes(int unit) const;
+  /// Bytes of the gradients of all trainable buckets of `unit`.
+  int64_t gradient_bytes(int unit) const;
+  /// Whether `ancestor` contains `unit` in the module tree (the root contains all others).
+  bool contains(int ancestor, int unit) const;
+  /// Units in the longest chain of units that contain each other, the root not counted.
+  int nesting_depth() const;
   /// Elements of all trainable buckets of `unit`, padded.
   int64_t trainable_numel(int unit) const;
 };

@@ -8,37 +8,24 @@
 #include <utility>
 
 #include "libfsdp/base/checked.h"
+#include "libfsdp/base/error.h"
+#include "libfsdp/plan/slots.h"
 
 namespace fsdp::plan {
 namespace {
 
-// Bytes of a unit's gradient slot: its trainable buckets in their own dtypes.
-int64_t gradient_bytes(const Layout& layout, int unit) {
-  int64_t bytes = 0;
-  for (const int b : layout.of_unit[static_cast<size_t>(unit)]) {
-    const Bucket& bucket = layout.buckets[static_cast<size_t>(b)];
-    if (bucket.trainable) bytes += bucket.padded_bytes();
-  }
-  return bytes;
-}
-
-void add_shards(const Bucket& bucket, bool split_master, int64_t optimizer_bytes_per_parameter,
-                MemoryPlan& plan) {
+void add_shards(const Bucket& bucket, const StateBytes& state, MemoryPlan& plan) {
   plan.parameter_shards =
       checked_add<ConfigError>(plan.parameter_shards, bucket.shard_bytes(), "parameter shards");
   if (!bucket.trainable) return;
-  if (split_master && bucket.dtype == DType::kBF16) {
-    plan.master_remainders += bucket.shard_numel * static_cast<int64_t>(sizeof(uint16_t));
-  }
+  plan.masters =
+      checked_add<ConfigError>(plan.masters, state.master(bucket), "masters of parameters");
   plan.gradient_shards = checked_add<ConfigError>(
       plan.gradient_shards,
       checked_mul<ConfigError>(bucket.shard_numel, sizeof(float), "gradient shard"),
       "gradient shards");
-  plan.optimizer_state = checked_add<ConfigError>(
-      plan.optimizer_state,
-      checked_mul<ConfigError>(bucket.shard_numel, optimizer_bytes_per_parameter,
-                               "optimizer state"),
-      "optimizer state");
+  plan.optimizer_state =
+      checked_add<ConfigError>(plan.optimizer_state, state.optimizer(bucket), "optimizer state");
 }
 
 // "1234567 bytes" as "1.18 MiB".
@@ -58,13 +45,13 @@ std::string human_bytes(int64_t bytes) {
 }  // namespace
 
 int64_t MemoryPlan::total() const {
-  return parameter_shards + master_remainders + gradient_shards + optimizer_state + transient();
+  return parameter_shards + masters + gradient_shards + optimizer_state + transient();
 }
 
 std::string MemoryPlan::to_string() const {
   const std::array<std::pair<std::string_view, int64_t>, 8> rows = {{
       {"parameter shards", parameter_shards},
-      {"master remainders", master_remainders},
+      {"masters", masters},
       {"gradient shards", gradient_shards},
       {"optimizer state", optimizer_state},
       {"gather slots", gather_slots},
@@ -80,25 +67,39 @@ std::string MemoryPlan::to_string() const {
   return out.str();
 }
 
-MemoryPlan plan_memory(const Layout& layout, const Placement& placement, bool split_master,
-                       int64_t optimizer_bytes_per_parameter) {
+MemoryPlan plan_memory(const Layout& layout, const Placement& placement, const StateBytes& state) {
   MemoryPlan plan;
-  for (const Bucket& bucket : layout.buckets)
-    add_shards(bucket, split_master, optimizer_bytes_per_parameter, plan);
-  int64_t largest_unit = 0;
-  int64_t largest_gradient = 0;
-  for (int unit = 1; unit < static_cast<int>(layout.units.size()); ++unit) {
-    largest_unit = std::max(largest_unit, layout.unit_bytes(unit));
-    largest_gradient = std::max(largest_gradient, gradient_bytes(layout, unit));
-  }
-  const bool has_root = !layout.units.empty();
-  const bool slots = placement.home == Home::kSlot;
-  if (slots)
-    plan.gather_slots = checked_mul<ConfigError>(placement.slots, largest_unit, "gather slots");
-  plan.gradient_slots =
-      checked_mul<ConfigError>(placement.gradient_slots, largest_gradient, "gradient slots");
-  if (has_root) plan.root_slots = (slots ? layout.unit_bytes(0) : 0) + gradient_bytes(layout, 0);
+  for (const Bucket& bucket : layout.buckets) add_shards(bucket, state, plan);
+  const SlotMap slots = assign_slots(layout, placement);
+  for (const int64_t bytes : slots.slot_bytes)
+    plan.gather_slots = checked_add<ConfigError>(plan.gather_slots, bytes, "gather slots");
+  for (const int64_t bytes : slots.gradient_slot_bytes)
+    plan.gradient_slots = checked_add<ConfigError>(plan.gradient_slots, bytes, "gradient slots");
+  plan.root_slots = slots.slot_bytes.back() + slots.gradient_slot_bytes.back();
+  plan.gather_slots -= slots.slot_bytes.back();
+  plan.gradient_slots -= slots.gradient_slot_bytes.back();
   return plan;
+}
+
+Placement fit_to_budget(const Layout& layout, Placement placement, const StateBytes& state,
+                        int64_t budget_bytes) {
+  const int units = static_cast<int>(layout.units.size()) - 1;
+  // A placement that keeps units may have too few slots for turns, as those units took none.
+  const int turns = placement.kept_units > 0
+                        ? std::max({placement.slots, 2, layout.nesting_depth() + 1})
+                        : placement.slots;
+  int64_t needed = 0;
+  for (int kept = placement.home == Home::kSlot ? units : 0; kept >= 0; --kept) {
+    placement.kept_units = kept;
+    placement.slots = std::min(turns, units - kept);
+    if (kept > 0 && placement.slots < std::min(layout.nesting_depth(), units - kept)) continue;
+    needed = plan_memory(layout, placement, state).total();
+    if (needed <= budget_bytes) return placement;
+  }
+  throw DoesNotFitError(cat("the plan needs at least ", human_bytes(needed),
+                            " a rank, the memory budget is ", human_bytes(budget_bytes),
+                            ". Hint: more ranks, bf16 parameters or fewer bytes of optimizer "
+                            "state."));
 }
 
 }  // namespace fsdp::plan

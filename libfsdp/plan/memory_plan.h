@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "libfsdp/plan/layout.h"
@@ -10,12 +11,12 @@
 namespace fsdp::plan {
 
 struct MemoryPlan {
-  int64_t parameter_shards = 0;   ///< What gathers read: the parameters' dtype.
-  int64_t master_remainders = 0;  ///< The 16 bits that make a bf16 shard an exact fp32 master.
-  int64_t gradient_shards = 0;    ///< fp32 sums.
+  int64_t parameter_shards = 0;  ///< What gathers read: the parameters' dtype.
+  int64_t masters = 0;           ///< What is kept beside 16-bit parameters, see StateBytes.
+  int64_t gradient_shards = 0;   ///< fp32 sums.
   int64_t optimizer_state = 0;
-  int64_t gather_slots = 0;    ///< slots x largest unit.
-  int64_t gradient_slots = 0;  ///< gradient slots x largest unit.
+  int64_t gather_slots = 0;    ///< Each as large as its largest unit.
+  int64_t gradient_slots = 0;  ///< Likewise.
   int64_t root_slots = 0;      ///< The root's gather slot and gradient slot.
 
   int64_t transient() const { return gather_slots + gradient_slots + root_slots; }
@@ -24,10 +25,19 @@ struct MemoryPlan {
   std::string to_string() const;
 };
 
-/// What `rank` (all are alike) allocates for `layout` under `placement`. `split_master`: trainable
-/// bf16 buckets keep a remainder. `optimizer_bytes_per_parameter`: 8 for AdamW in fp32. The
-/// gradient slot's dtype is the bucket's.
-MemoryPlan plan_memory(const Layout& layout, const Placement& placement, bool split_master,
-                       int64_t optimizer_bytes_per_parameter);
+/// What precision and optimizer keep for each trainable bucket of a rank, beside the parameters.
+struct StateBytes {
+  std::function<int64_t(const Bucket&)> master;  ///< 2 bytes an element for a split bf16 master.
+  std::function<int64_t(const Bucket&)> optimizer;
+};
+
+/// What every rank allocates for `layout` under `placement`, in the shared home what belongs to the
+/// rank of the memory that the ranks of its shard group map together.
+MemoryPlan plan_memory(const Layout& layout, const Placement& placement, const StateBytes& state);
+
+/// `placement` with as many kept units as fit into `budget_bytes` a rank. Throws DoesNotFitError
+/// when not even none of them fit.
+Placement fit_to_budget(const Layout& layout, Placement placement, const StateBytes& state,
+                        int64_t budget_bytes);
 
 }  // namespace fsdp::plan

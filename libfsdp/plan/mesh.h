@@ -16,6 +16,8 @@ struct Mesh {
   int replicate_coordinate(int rank) const { return rank / shard; }
   /// Ranks that together hold one copy of the parameters, ascending; contains `rank`.
   std::vector<int> shard_group(int rank) const;
+  /// Ranks that own the same part as `rank`, one of each replica, ascending; contains `rank`.
+  std::vector<int> replica_group(int rank) const;
   /// All ranks, ascending: gradients are always summed over all of them, in rank order.
   std::vector<int> world() const;
 };

@@ -4,7 +4,8 @@
 // communication, and finishes of communication. A clock holds, for every rank and chain, the last
 // event that has surely happened. A compute operation starts after the one before it and its
 // dependencies; a begin likewise; a collective's copy starts on a rank after all members have begun
-// and the copy before it has finished there. Nothing else is ordered.
+// and the copy before it has finished there. A kCollect may write from the begin of its micro-batch
+// on, once its dependencies have happened. Nothing else is ordered.
 #include "libfsdp/plan/race_check.h"
 
 #include <algorithm>
@@ -104,23 +105,39 @@ class Checker {
     return races_.empty();
   }
 
-  // Ranks that must have begun the collective before `rank` proceeds.
+  // Ranks that must have begun the collective before `rank` proceeds, or whose shards it reads in
+  // place.
   std::vector<int> members(int position, int rank) const {
-    const bool gather = op(position).kind == OpKind::kGather;
-    const int first = gather ? rank / group_size_ * group_size_ : 0;
-    std::vector<int> group(static_cast<size_t>(gather ? group_size_ : ranks_));
+    const bool within = is_within_shard_group(op(position).kind);
+    const int first = within ? rank / group_size_ * group_size_ : 0;
+    std::vector<int> group(static_cast<size_t>(within ? group_size_ : ranks_));
     for (size_t i = 0; i < group.size(); ++i) group[i] = first + static_cast<int>(i);
     return group;
   }
 
   void order(int position) {
     runs_.emplace_back();
+    if (!comm(position) && last_compute_ >= 0 && starts_micro_batch(position))
+      before_micro_batch_ = last_compute_;
+    const bool early = op(position).kind == OpKind::kCollect;
     for (int rank = 0; rank < ranks_; ++rank) {
       const Clock ready = ready_clock(position, rank);
-      runs_.back().push_back({ready, ready, ready});
+      runs_.back().push_back({ready, early ? early_clock(position, rank) : ready, ready});
     }
     for (int rank = 0; rank < ranks_; ++rank) complete(position, rank);
     (comm(position) ? last_comm_ : last_compute_) = position;
+  }
+
+  bool starts_micro_batch(int position) const {
+    return op(position).micro_batch != op(last_compute_).micro_batch ||
+           position / num_ops_ != last_compute_ / num_ops_;
+  }
+
+  Clock early_clock(int position, int rank) const {
+    Clock clock(ranks_);
+    if (before_micro_batch_ >= 0) clock.join(run_of(before_micro_batch_, rank).finish);
+    for (const Dependency& d : op(position).after) wait(d, position, rank, clock);
+    return clock;
   }
 
   Clock ready_clock(int position, int rank) const {
@@ -154,6 +171,7 @@ class Checker {
     }
     if (comm(position) && last_comm_ >= 0) run.start.join(run_of(last_comm_, rank).finish);
     run.finish = run.start;
+    run.finish.join(run.ready);
     run.finish.set(rank, comm(position) ? kCommFinish : kComputeEnd, position);
   }
 
@@ -205,6 +223,7 @@ class Checker {
   int group_size_ = 1;
   int last_compute_ = -1;
   int last_comm_ = -1;
+  int before_micro_batch_ = -1;         // The last compute operation before the micro-batch.
   std::vector<std::vector<Run>> runs_;  // By position, then rank.
   std::map<std::tuple<int, BufferKind, int>, Cell> cells_;
   std::set<std::tuple<int, int, BufferKind, int>> seen_;

@@ -9,8 +9,6 @@
 namespace fsdp::plan::detail {
 namespace {
 
-constexpr int kRoot = 0;
-
 // What a slot, gradient slot or gradient shard holds, and which operation put it there.
 struct Contents {
   int unit = -1;  // -1 = nothing.
@@ -106,10 +104,10 @@ class Follower {
   void slot(const Access& access) {
     Contents& held = slots_[access.index];
     if (access.write) {
-      held = {.unit = op().unit, .step = step_, .writer = index_};
+      held = {.unit = access.unit, .step = step_, .writer = index_};
       return;
     }
-    const int wanted = access.index == op().slot ? op().unit : kRoot;
+    const int wanted = access.unit;
     if (held.unit != wanted || held.step != step_) {
       object(access, held.writer,
              cat("needs unit ", wanted, " of this step, the slot holds ",
@@ -121,24 +119,29 @@ class Follower {
 
   void gradient_slot(const Access& access) {
     Contents& held = gradient_slots_[access.index];
-    const int unit = access.index == op().gradient_slot ? op().unit : kRoot;
-    const bool same =
-        held.unit == unit && held.micro_batch == op().micro_batch && held.step == step_;
     if (access.write) {
-      if (held.unit >= 0 && !held.reduced && !same) {
-        object(access, held.writer,
-               cat("overwrites gradients of unit ", held.unit, " that nobody reduced"));
-      }
-      held = {unit, op().micro_batch, step_, index_, false};
+      collect(access, held);
       return;
     }
-    if (!same) {
+    if (held.unit != access.unit || held.micro_batch != op().micro_batch || held.step != step_) {
       object(access, held.writer,
-             cat("needs the gradients of unit ", unit, ", micro-batch ", op().micro_batch));
+             cat("needs the gradients of unit ", access.unit, ", micro-batch ", op().micro_batch));
     } else if (held.reduced) {
       object(access, held.writer, "reduces the same gradients twice");
     }
     held.reduced = true;
+  }
+
+  void collect(const Access& access, Contents& held) {
+    const bool goes_on = held.unit == access.unit && held.step == step_ && !held.reduced &&
+                         held.micro_batch + 1 == op().micro_batch;
+    if (op().accumulate) {
+      if (!goes_on) object(access, held.writer, "adds to gradients that are not there");
+    } else if (held.unit >= 0 && !held.reduced) {
+      object(access, held.writer,
+             cat("overwrites gradients of unit ", held.unit, " that nobody reduced"));
+    }
+    held = {access.unit, op().micro_batch, step_, index_, false};
   }
 
   void gradient_shard(const Access& access) {

@@ -13,17 +13,24 @@
 #include <vector>
 
 #include "libfsdp/plan/mesh.h"
+#include "libfsdp/plan/slots.h"
 #include "libfsdp/plan/strategy.h"
 
 namespace fsdp::plan {
 
 enum class OpKind : uint8_t {
-  kGather,     ///< Communication. Reads every rank's shard of the unit, writes this rank's slot.
-  kForward,    ///< Compute, by the model.
-  kBackward,   ///< Compute, by autograd; writes the unit's gradient slot.
-  kReduce,     ///< Communication. Folds every rank's gradient slot into this rank's gradient shard.
-  kPacket,     ///< Compute stream, collective over all ranks: losses, tokens, norm. Nobody passes
-               ///< before all are here.
+  kFence,     ///< Compute stream, collective over the shard group: shards that peers updated may be
+              ///< read in place from here on (shared home).
+  kGather,    ///< Communication. Reads every rank's shard of the unit, writes this rank's slot.
+  kForward,   ///< Compute, by the model: from the unit's call, or from the return of a unit inside
+              ///< it (`resumed`).
+  kBackward,  ///< Compute, by autograd, or the whole forward again where it is recomputed. Once
+              ///< more (`resumed`) for what comes after the backward of the units inside.
+  kCollect,   ///< Compute: writes the unit's gradient slot. Its writes may come earlier, from the
+              ///< moment on that what it waits for has happened.
+  kReduce,    ///< Communication. Folds every rank's gradient slot into this rank's gradient shard.
+  kPacket,    ///< Compute stream, collective over all ranks: losses, tokens, norm. Nobody passes
+              ///< before all are here.
   kOptimizer,  ///< Compute: reads gradient shards, writes shards.
 };
 
@@ -50,42 +57,59 @@ struct Access {
   bool write = false;
   bool by_peers =
       false;  ///< A read that every rank does of this rank's buffer (the source of a collective).
+  int unit = -1;  ///< Slots and gradient slots: whose contents.
 
   bool operator==(const Access&) const = default;
 };
 
 struct Op {
   OpKind kind = OpKind::kGather;
-  int unit = -1;  ///< -1 for kPacket and kOptimizer.
+  int unit = -1;  ///< -1 for kFence, kPacket and kOptimizer.
   int micro_batch =
       0;          ///< Of a gather: of its first reader. Of kPacket and kOptimizer: the last one.
-  int slot = -1;  ///< Parameter slot that is written or read; -1 = resident.
-  int gradient_slot = -1;
-  bool accumulate = false;  ///< kReduce: add to the gradient shard instead of replacing it.
+  int slot = -1;  ///< Parameter slot that is written or read; -1 = read where the shards lie.
+  int gradient_slot = -1;    ///< kCollect and kReduce.
+  bool accumulate = false;   ///< kReduce, kCollect: add to what is there instead of replacing it.
+  bool resumed = false;      ///< kForward: a unit inside has returned. kBackward: all of them have.
+  bool in_backward = false;  ///< kForward: of a unit inside one whose forward is run again.
   std::vector<Access> accesses;
   std::vector<Dependency> after;  ///< What must have happened before this may begin.
 };
 
 bool on_communication_stream(OpKind kind);
-/// Gather, reduce and packet: begin on all ranks before any rank's finishes.
+/// Gather, reduce, packet and fence: begin on all members before any member's finishes.
 bool is_collective(OpKind kind);
+/// Whether an operation's members (whose shards it reads, who take part in it) are the shard group;
+/// else all ranks.
+bool is_within_shard_group(OpKind kind);
 std::string_view op_name(OpKind kind);
+
+/// One call of a unit in the forward of a micro-batch; unit 0 is a call of the model itself.
+struct Call {
+  int unit = 0;
+  int parent = -1;    ///< Index of the call around this one; -1 for calls of the model.
+  bool graph = true;  ///< Gradients are recorded.
+
+  auto operator<=>(const Call&) const = default;
+};
+
+/// A model that is called once, and its `units` one after the other.
+std::vector<Call> calls_in_order(const std::vector<int>& units);
 
 /// What a schedule is compiled from.
 struct ScheduleInput {
-  std::vector<int> forward_order;  ///< Units besides the root (1..), in the order of their calls in
-                                   ///< a micro-batch.
-  std::vector<bool> trainable;     ///< By unit, root included: has trainable parameters.
-  std::vector<bool> has_params;    ///< By unit, root included.
-  int micro_batches = 1;           ///< Of the rank that has most.
+  std::vector<Call> calls;      ///< Of one micro-batch, in the order of entry.
+  std::vector<bool> trainable;  ///< By unit, root included: has trainable parameters.
+  int micro_batches = 1;        ///< Of the rank that has most.
+  bool recompute = false;  ///< Calls outside of other units run their forward again in backward.
   Placement placement;
+  SlotMap slots;
 };
 
 struct Schedule {
   std::vector<Op> ops;
-  Mesh mesh;  ///< Gathers are over its shard groups, reductions and the packet over all ranks.
-  int slots =
-      0;  ///< Gather slots of the units; slot number `slots` is the root's. Resident home: 0.
+  Mesh mesh;      ///< Gathers are over its shard groups, reductions and the packet over all ranks.
+  int slots = 0;  ///< Gather slots of the units; slot number `slots` is the root's.
   int gradient_slots = 0;  ///< Likewise.
   int micro_batches = 0;
 
@@ -97,14 +121,13 @@ struct Schedule {
 
 /// Compiles one step.
 ///
-/// Unit number i in call order has slot i mod slots for the whole step, so that what autograd saved
-/// in the forward is right again after the re-gather. A gather whose unit still lies in its slot is
-/// left out. Gathers are issued as soon as their slot is free and before the reduction of the same
-/// moment. The dependencies are the smallest set that orders all conflicting accesses. Throws
-/// ConfigError when a unit is called twice in a micro-batch, or no unit has a trainable parameter.
+/// A unit keeps its slot for the whole step, so that what autograd saved in the forward is right
+/// again after the re-gather. A gather whose unit still lies in its slot is left out. Gathers are
+/// issued as soon as their slot is free and before the reduction of the same moment. Backward comes
+/// in the reverse order of the calls' ends; a unit's gradients are collected at the end of its last
+/// backward of the micro-batch, then reduced. The dependencies are the smallest set that orders all
+/// conflicting accesses. Throws ConfigError when units that need the same slot are called inside
+/// each other, or no unit that is called has a trainable parameter.
 Schedule compile(const ScheduleInput& input);
-
-/// The slot of the i-th called unit.
-inline int slot_of_call(int call, int slots) { return call % slots; }
 
 }  // namespace fsdp::plan

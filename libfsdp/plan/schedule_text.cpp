@@ -23,9 +23,9 @@ class Fnv1a {
 };
 
 void add_op(const Op& op, Fnv1a& hash) {
-  for (const int64_t field :
-       {int64_t{static_cast<uint8_t>(op.kind)}, int64_t{op.unit}, int64_t{op.micro_batch},
-        int64_t{op.slot}, int64_t{op.gradient_slot}, int64_t{op.accumulate}}) {
+  for (const int64_t field : {int64_t{static_cast<uint8_t>(op.kind)}, int64_t{op.unit},
+                              int64_t{op.micro_batch}, int64_t{op.slot}, int64_t{op.gradient_slot},
+                              int64_t{op.accumulate} + 2 * op.resumed + 4 * op.in_backward}) {
     hash.add(field);
   }
   hash.add(static_cast<int64_t>(op.accesses.size()));
@@ -33,6 +33,7 @@ void add_op(const Op& op, Fnv1a& hash) {
     hash.add(static_cast<int64_t>(access.buffer));
     hash.add(access.index);
     hash.add(access.write * 2 + access.by_peers);
+    hash.add(access.unit);
   }
   hash.add(static_cast<int64_t>(op.after.size()));
   for (const Dependency& dependency : op.after) {
@@ -53,6 +54,8 @@ std::string slots_text(const Op& op) {
   if (op.gradient_slot >= 0)
     text += cat(text.empty() ? "" : ", ", "gradient slot ", op.gradient_slot);
   if (op.accumulate) text += ", accumulate";
+  if (op.resumed) text += text.empty() ? "resumed" : ", resumed";
+  if (op.in_backward) text += text.empty() ? "in backward" : ", in backward";
   return text;
 }
 

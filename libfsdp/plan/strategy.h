@@ -2,6 +2,7 @@
 // values of a plan.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 #include <vector>
 
@@ -9,11 +10,11 @@
 
 namespace fsdp::plan {
 
-enum class Strategy { kFullShard, kShardGradOp, kNoShard };
+enum class Strategy { kFullShard, kShardGradOp, kHybridShard, kHybridShardZero2, kNoShard };
 
-/// "FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD".
+/// "FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2", "NO_SHARD".
 std::string_view strategy_name(Strategy strategy);
-/// Inverse; throws ConfigError that lists the names.
+/// Inverse (also "_HYBRID_SHARD_ZERO2", PyTorch's name); throws ConfigError that lists the names.
 Strategy strategy_from_name(std::string_view name);
 /// The names, for help texts.
 std::vector<std::string_view> strategy_names();
@@ -22,28 +23,55 @@ std::vector<std::string_view> strategy_names();
 enum class Home {
   kSlot,      ///< Gathered into a slot of the arena before use.
   kResident,  ///< The shard is the whole bucket: parameters are views of it, nothing is gathered.
+  kShared,  ///< The shard group's members are on one host and keep the bucket once, in memory that
+            ///< all map: parameters are views of it, a fence a step takes the place of gathers.
+};
+
+/// Where the gradients of a step's micro-batches are summed.
+enum class Accumulation {
+  kSharded,    ///< Reduced after every micro-batch, summed in this rank's fp32 shard.
+  kUnsharded,  ///< Summed in a gradient slot of each unit, in fp32, and reduced once a step.
 };
 
 /// What a strategy means for a plan.
 struct Placement {
   Mesh mesh;
   Home home = Home::kSlot;
-  int slots = 2;           ///< Gather slots shared by the units; the root has one of its own.
-  int gradient_slots = 2;  ///< Gradient slots shared by the units; the root has one of its own.
+  int slots = 2;       ///< Gather slots that the units take turns in; the root has one of its own.
+  int kept_units = 0;  ///< So many units, the last ones, have a slot each: gathered once a step.
+  int gradient_slots = 2;  ///< Gradient slots that the units take turns in; the root has its own.
+  Accumulation accumulation = Accumulation::kSharded;
 };
 
 /// What a user or a test may force; 0 or false = the strategy's own choice.
 struct PlacementOverrides {
   int slots = 0;
   int gradient_slots = 0;
-  bool force_slot_home = false;
+  int kept_units = -1;           ///< -1 = the strategy's own choice.
+  int sharding_group_size = 0;   ///< HYBRID_SHARD: ranks that divide the parameters among them.
+  bool force_slot_home = false;  ///< Neither resident nor shared.
+  Accumulation accumulation = Accumulation::kSharded;
+  int64_t memory_budget_bytes = 0;  ///< See fit_to_budget().
 };
 
-/// Values for `strategy` on `ranks` ranks and a model of `units` units besides the root.
+/// What the strategies need to know of ranks and model.
+struct PlaceInput {
+  int ranks = 1;
+  int ranks_per_host = 0;  ///< 0 = all of them.
+  bool can_share = false;  ///< Ranks of one host can map the same memory.
+  int units = 0;           ///< Besides the root.
+  int nesting_depth = 1;   ///< See Layout::nesting_depth.
+};
+
+/// Values for `strategy`.
 ///
-/// FULL_SHARD: two slots. SHARD_GRAD_OP: a slot a unit. NO_SHARD: a shard group of one. A shard
-/// group of one rank makes the home resident. Throws ConfigError for overrides that cannot work
-/// (fewer than one slot).
-Placement place(Strategy strategy, int ranks, int units, const PlacementOverrides& overrides = {});
+/// FULL_SHARD: two slots. SHARD_GRAD_OP: every unit is kept. HYBRID_SHARD: replicas of shard groups
+/// of `sharding_group_size` ranks, by default those of one host, two slots; HYBRID_SHARD_ZERO2
+/// likewise with every unit kept. NO_SHARD: a shard group of one. A shard group of one rank makes
+/// the home resident, one on a single host with `can_share` shared. Throws ConfigError for
+/// overrides that cannot work: fewer slots than units inside each other, a group size that does not
+/// divide the ranks.
+Placement place(Strategy strategy, const PlaceInput& input,
+                const PlacementOverrides& overrides = {});
 
 }  // namespace fsdp::plan

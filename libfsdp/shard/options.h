@@ -4,10 +4,12 @@
 #include <c10/util/ArrayRef.h>
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "libfsdp/base/dtype.h"
+#include "libfsdp/engine/storage.h"
 #include "libfsdp/optim/optimizer.h"
 #include "libfsdp/plan/strategy.h"
 
@@ -15,14 +17,21 @@ namespace fsdp {
 
 struct ShardOptions {
   plan::Strategy strategy = plan::Strategy::kFullShard;
-  /// Of gathered parameters, activations and gradients on the wire: kF32, or kBF16 with an exact
-  /// fp32 master.
-  DType param_dtype = DType::kF32;
-  /// Keep a unit's inputs only, and run its forward again in backward.
+  /// Of gathered parameters, and so of activations: kF32, kBF16 or kF16; without, each parameter
+  /// keeps its own.
+  std::optional<DType> param_dtype = DType::kF32;
+  /// Of gradients as they are sent; without, that of the parameter. Sums are fp32.
+  std::optional<DType> reduce_dtype;
+  /// What is kept of trainable 16-bit parameters besides what the model computes with.
+  engine::MasterPrecision master = engine::MasterPrecision::kSplit;
+  /// Keep a unit's inputs only, and run its forward again in backward. Units inside it are run
+  /// again with it.
   bool activation_checkpointing = false;
   /// Same bits at any number of ranks and under every strategy: one thread per rank, deterministic
-  /// algorithms.
+  /// algorithms, no random numbers from a global generator.
   bool deterministic = false;
+  /// Of fsdp::dropout and of stochastic rounding.
+  uint64_t seed = 0;
   optim::OptimizerOptions optimizer;
   /// Rate scale and weight decay of groups of parameters.
   std::vector<optim::ParamGroup> groups = {{.name = "all"}};
@@ -30,12 +39,22 @@ struct ShardOptions {
   std::function<int(const std::string& name, c10::IntArrayRef shape)> param_group;
   /// Zero or false = the strategy's own choice.
   plan::PlacementOverrides placement;
+  /// Look for races in every schedule that is compiled; costs milliseconds a schedule.
+#ifdef NDEBUG
+  bool verify_plans = false;
+#else
+  bool verify_plans = true;
+#endif
   /// Fill a slot with NaN when its contents end: for tests.
   bool poison = false;
+
+  /// Throws ConfigError for a combination that cannot work.
+  void validate() const;
 };
 
-/// `options` with what the environment forces: FSDP_SLOTS, FSDP_GRADIENT_SLOTS (numbers),
-/// FSDP_HOME=slot, FSDP_POISON=1. Throws ConfigError for other values.
+/// `options` with what the environment forces: FSDP_SLOTS, FSDP_GRADIENT_SLOTS, FSDP_KEPT_UNITS
+/// (numbers), FSDP_HOME=slot, FSDP_POISON=1, FSDP_CHECK_PLANS=1. Throws ConfigError for other
+/// values.
 ShardOptions with_environment(ShardOptions options);
 
 }  // namespace fsdp

@@ -7,6 +7,7 @@
 //   fsdp::StepStats stats = step.finish({.learning_rate = 1e-4, .max_grad_norm = 1.0});
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <utility>
 
@@ -31,6 +32,16 @@ class Step {
   /// Collective. Reduces, agrees on loss and norm, clips, updates. Equal result on all ranks.
   /// Throws NumericsError on all ranks, without any update, when a loss or gradient is not finite.
   StepStats finish(const StepOptions& options) { return core_->finish_step(options); }
+
+  /// Collective. Likewise, but `update()` changes the parameters: in local_shards() it finds the
+  /// gradients of the mean loss, clipped. It is not called when the step is skipped.
+  StepStats finish_with(const StepOptions& options, const std::function<void()>& update) {
+    return core_->finish_step(options, update);
+  }
+
+  /// Collective, after the last backward. All gradients are summed over ranks and micro-batches and
+  /// can be looked at (full_gradient); finish() goes on from here.
+  void complete_gradients() { core_->executor().complete_gradients(); }
 
  private:
   std::shared_ptr<ShardedCore> core_;
@@ -65,10 +76,11 @@ class Sharded {
   }
 
   /// Joins the other ranks' forward without gradients (evaluation), without a call of the model.
+  /// Needed only where parameters are gathered into slots: elsewhere ranks evaluate on their own.
   void ghost_forward() { core_->executor().ghost_forward(); }
 
   /// Fills this rank's part of every parameter: fill(name, shape, begin, values) writes the
-  /// elements [begin, begin + values.size()) of the flattened parameter. Not collective; must not
+  /// elements [begin, begin + values.size()) of the flattened parameter. Collective; must not
   /// depend on the rank.
   template <class Fill>
   void initialize(Fill&& fill) {

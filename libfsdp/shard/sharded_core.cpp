@@ -4,13 +4,15 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <map>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/plan/memory_plan.h"
+#include "libfsdp/shard/dropout.h"
+#include "libfsdp/shard/gradient_sink.h"
 #include "libfsdp/shard/shell.h"
 
 namespace fsdp {
@@ -19,23 +21,26 @@ struct ShardedCore::UnitState : UnitRuntime {
   UnitState(ShardedCore& owner, int number, std::string unit_name, UnitHook* unit_hook)
       : core(owner), index(number), name(std::move(unit_name)), hook(unit_hook) {}
 
-  bool checkpointing() const override { return core.options_.activation_checkpointing; }
+  bool checkpointing() const override {
+    return core.options_.activation_checkpointing && !core.recomputing_;
+  }
+  void set_recomputing(bool recomputing) override { core.recomputing_ = recomputing; }
+
   void enter_forward() override {
     core.throw_deferred();
     core.executor_->enter_forward(index, at::GradMode::is_enabled());
+    ++calls;
     core.expose(*this);
   }
-  void leave_forward() override {
-    core.conceal(*this);
-    core.executor_->leave_forward(index);
+  void leave_forward() noexcept override {
+    if (--calls == 0 && !in_backward) core.conceal(*this);
+    core.executor_->leave_forward();
   }
   void enter_backward() override {
-    if (core.exposed_in_backward_ >= 0)
-      core.conceal(*core.units_[static_cast<size_t>(core.exposed_in_backward_)]);
-    core.exposed_in_backward_ = -1;
     core.executor_->enter_backward(index);
+    core.conceal_what_backward_left();
+    in_backward = true;
     core.expose(*this);
-    core.exposed_in_backward_ = index;
   }
   bool is_parameter_memory(const at::Tensor& tensor) const override {
     return tensor.has_storage() && core.executor_->storage().contains(tensor.storage().data());
@@ -46,48 +51,71 @@ struct ShardedCore::UnitState : UnitRuntime {
   std::string name;
   UnitHook* hook;
   std::vector<Parameter> parameters;
+  int calls = 0;  // Under way in forward.
+  bool in_backward = false;
+  bool exposed = false;
 };
 
 /// Moves a finished gradient into the unit's gradient slot.
-class ShardedCore::GradientHook : public torch::autograd::PostAccumulateGradHook {
+class ShardedCore::Sink : public GradientSink {
  public:
-  GradientHook(ShardedCore& core, size_t unit, size_t parameter)
-      : core_(core), unit_(unit), parameter_(parameter) {}
+  Sink(ShardedCore& core, UnitState& unit, size_t parameter)
+      : core_(core), unit_(unit), index_(parameter) {}
   void operator()(const torch::autograd::Variable&) override {
-    core_.collect_gradient(unit_, parameter_);
+    core_.collect_gradient(unit_, parameter());
+  }
+  std::optional<GradientPlace> take_place() override {
+    const std::optional<bool> replaces = core_.take_place(unit_.index, parameter());
+    if (!replaces) return std::nullopt;
+    return GradientPlace{.tensor = parameter().place, .accumulate = !*replaces};
   }
 
  private:
+  Parameter& parameter() { return unit_.parameters[index_]; }
+
   ShardedCore& core_;
-  size_t unit_;
-  size_t parameter_;
+  UnitState& unit_;
+  size_t index_;
 };
+
+std::optional<GradientPlace> gradient_place(const at::Tensor& parameter) {
+  auto* sink =
+      dynamic_cast<GradientSink*>(torch::autograd::impl::post_acc_grad_hooks(parameter).get());
+  return sink ? sink->take_place() : std::nullopt;
+}
 
 namespace {
 
-// Whether `name` lies in the module called `prefix` ("" holds everything).
-bool lies_in(const std::string& name, const std::string& prefix) {
-  return prefix.empty() ||
-         (name.size() > prefix.size() && name[prefix.size()] == '.' && name.starts_with(prefix));
-}
+constexpr int64_t kChunk = int64_t{1} << 20;
 
-plan::ParamSpec specify(const std::string& name, const at::Tensor& tensor,
-                        const ShardOptions& options) {
-  if (!at::isFloatingType(tensor.scalar_type())) {
-    throw ConfigError(
-        cat("parameter '", name, "' is ", c10::toString(tensor.scalar_type()),
-            ": only floating parameters can be sharded. Hint: register it as a buffer."));
-  }
-  return {.name = name,
-          .shape = tensor.sizes().vec(),
-          .dtype = options.param_dtype,
-          .trainable = tensor.requires_grad(),
-          .group = options.param_group ? options.param_group(name, tensor.sizes()) : 0};
-}
-
-void make_deterministic() {
+void make_deterministic(const torch::nn::Module& model) {
+  refuse_stock_dropout(model);
   at::set_num_threads(1);
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+}
+
+plan::Placement make_placement(const std::vector<plan::UnitSpec>& specs,
+                               const comm::Communicator& comm, const ShardOptions& options) {
+  plan::Layout tree;
+  tree.units = specs;
+  return plan::place(options.strategy,
+                     {.ranks = comm.size(),
+                      .ranks_per_host = comm.ranks_per_host(),
+                      .can_share = true,
+                      .units = static_cast<int>(specs.size()) - 1,
+                      .nesting_depth = std::max(tree.nesting_depth(), 1)},
+                     options.placement);
+}
+
+plan::StateBytes state_bytes(const ShardOptions& options) {
+  return {.master =
+              [&options](const plan::Bucket& bucket) {
+                return engine::master_bytes(bucket, options.master);
+              },
+          .optimizer =
+              [&options](const plan::Bucket& bucket) {
+                return optim::state_bytes(options.optimizer, bucket.shard_numel);
+              }};
 }
 
 }  // namespace
@@ -95,193 +123,133 @@ void make_deterministic() {
 ShardedCore::ShardedCore(std::shared_ptr<torch::nn::Module> model,
                          std::shared_ptr<comm::Communicator> comm, const ShardOptions& options)
     : model_(std::move(model)), options_(with_environment(options)) {
-  if (options_.param_dtype != DType::kF32 && options_.param_dtype != DType::kBF16) {
-    throw ConfigError(
-        cat("param_dtype ", dtype_name(options_.param_dtype), ": expected float32 or bfloat16"));
-  }
-  if (options_.deterministic) make_deterministic();
-  refuse_meta_buffers();
-  find_units();
-  find_parameters();
-  std::vector<plan::UnitSpec> specs;
-  for (const auto& unit : units_) {
-    plan::UnitSpec spec{.name = unit->name, .params = {}};
-    for (const Parameter& parameter : unit->parameters) {
-      spec.params.push_back(
-          specify(infos_[static_cast<size_t>(parameter.segment)].name, parameter.tensor, options_));
-    }
-    specs.push_back(std::move(spec));
-  }
-  const plan::Placement placement = plan::place(
-      options_.strategy, comm->size(), static_cast<int>(units_.size()) - 1, options_.placement);
+  options_.validate();
+  if (options_.deterministic) make_deterministic(*model_);
+  refuse_meta_buffers(*model_);
+  std::vector<ModuleUnit> units = find_units(*model_);
+  std::vector<plan::UnitSpec> specs = specify(units, options_);
+  plan::Placement placement = make_placement(specs, *comm, options_);
+  if (placement.home == plan::Home::kShared &&
+      !comm->can_share(placement.mesh.shard_group(comm->rank())))
+    placement.home = plan::Home::kSlot;
   const plan::Layout layout = plan::make_layout(std::move(specs), placement.mesh);
+  if (const int64_t budget = options_.placement.memory_budget_bytes)
+    placement = plan::fit_to_budget(layout, placement, state_bytes(options_), budget);
   executor_ = std::make_unique<engine::Executor>(
       layout, placement, std::move(comm),
-      engine::ExecutorOptions{
-          .poison = options_.poison, .optimizer = options_.optimizer, .groups = options_.groups});
-  take_over();
-  install_hooks();
+      engine::ExecutorOptions{.poison = options_.poison,
+                              .verify_plans = options_.verify_plans,
+                              .recompute = options_.activation_checkpointing,
+                              .master = options_.master,
+                              .seed = options_.seed,
+                              .optimizer = options_.optimizer,
+                              .groups = options_.groups});
+  executor_->set_collector([this](int unit) { collect_early_gradients(unit); });
+  take_over(units);
+  executor_->publish();
 }
 
 ShardedCore::~ShardedCore() {
   for (const auto& unit : units_) {
     if (unit->hook) unit->hook->set_runtime(nullptr);
-    for (const Parameter& parameter : unit->parameters) {
+    conceal(*unit);
+    for (const Parameter& parameter : unit->parameters)
       torch::autograd::impl::set_post_acc_grad_hooks(parameter.tensor, nullptr);
-      conceal(*unit);
-    }
   }
 }
 
-void ShardedCore::refuse_meta_buffers() const {
-  for (const auto& buffer : model_->named_buffers()) {
-    if (buffer.value().defined() && buffer.value().is_meta()) {
-      throw ConfigError(
-          cat("buffer '", buffer.key(),
-              "' is on the meta device: nobody would fill it. Hint: build buffers on the CPU."));
-    }
-  }
+// ---------------------------------------------------------------------------------------------------------------------
+// Taking over a module
+
+ShardedCore::Parameter ShardedCore::make_parameter(const ModuleUnit& unit,
+                                                   const ModuleParameter& found, int b,
+                                                   int segment) {
+  const plan::Bucket& bucket = executor_->layout().buckets[static_cast<size_t>(b)];
+  const int64_t begin = bucket.segments[static_cast<size_t>(segment)].begin;
+  const auto view = [&](std::byte* memory, DType dtype) {
+    return at::from_blob(memory + begin * static_cast<int64_t>(dtype_bytes(dtype)),
+                         found.tensor.sizes(), at::TensorOptions(to_scalar_type(dtype)));
+  };
+  Parameter parameter{.tensor = found.tensor, .bucket = b, .segment = segment};
+  engine::Storage& storage = executor_->storage();
+  parameter.view = view(storage.gathered(b), bucket.dtype);
+  if (bucket.trainable && executor_->layout().trainable_numel(bucket.unit) > 0)
+    parameter.place = view(storage.gradient(b), bucket.reduce_dtype);
+  parameter.shell =
+      make_shell(found.tensor.sizes(), to_scalar_type(bucket.dtype),
+                 cat("parameter '", found.info.name, "' of ",
+                     unit.hook ? cat("unit '", unit.name, "'") : std::string("the root unit"),
+                     " is not gathered: it can be used only during its unit's call"));
+  return parameter;
 }
 
-void ShardedCore::find_units() {
-  units_.push_back(std::make_unique<UnitState>(*this, 0, "", nullptr));
-  for (const auto& entry : model_->named_modules()) {
-    auto* hook = dynamic_cast<UnitHook*>(entry.value().get());
-    if (!hook) continue;
-    if (entry.key().empty()) {
-      throw ConfigError("the model itself is a Unit: shard a module that contains units (or none)");
-    }
-    for (const auto& other : units_) {
-      if (other->index != 0 && lies_in(entry.key(), other->name)) {
-        throw ConfigError(cat("unit '", entry.key(), "' lies inside unit '", other->name,
-                              "': nested units are not supported"));
-      }
-    }
-    if (hook->runtime()) throw ConfigError(cat("unit '", entry.key(), "' has been sharded before"));
-    units_.push_back(
-        std::make_unique<UnitState>(*this, static_cast<int>(units_.size()), entry.key(), hook));
-  }
-}
-
-void ShardedCore::find_parameters() {
-  // A tensor with several names is owned by its first name's unit, or by the root when its names
-  // lie in two units.
-  std::map<const c10::TensorImpl*, size_t> known;
-  std::vector<int> unit_of;
-  std::vector<at::Tensor> tensors;
-  for (const auto& entry : model_->named_parameters()) {
-    int unit = 0;
-    for (const auto& candidate : units_) {
-      if (candidate->index != 0 && lies_in(entry.key(), candidate->name)) unit = candidate->index;
-    }
-    const auto [found, fresh] = known.emplace(entry.value().unsafeGetTensorImpl(), infos_.size());
-    if (!fresh) {
-      infos_[found->second].aliases.push_back(entry.key());
-      if (unit_of[found->second] != unit) unit_of[found->second] = 0;
-      continue;
-    }
-    infos_.push_back({.name = entry.key(),
-                      .shape = entry.value().sizes().vec(),
-                      .trainable = entry.value().requires_grad(),
-                      .unit = {},
-                      .aliases = {}});
-    unit_of.push_back(unit);
-    tensors.push_back(entry.value());
-  }
-  for (size_t i = 0; i < infos_.size(); ++i) {
-    UnitState& unit = *units_[static_cast<size_t>(unit_of[i])];
-    infos_[i].unit = unit.name;
-    // Until the layout is made, `segment` holds the index into infos_.
-    unit.parameters.push_back(
-        {.tensor = tensors[i], .shell = {}, .view = {}, .segment = static_cast<int>(i)});
-  }
-}
-
-void ShardedCore::take_over() {
+void ShardedCore::take_over(std::vector<ModuleUnit>& units) {
   const plan::Layout& layout = executor_->layout();
-  for (const auto& unit : units_) {
-    std::vector<at::Tensor> values(unit->parameters.size());
-    for (size_t i = 0; i < values.size(); ++i) {
-      Parameter& parameter = unit->parameters[i];
-      const std::string& name = infos_[static_cast<size_t>(parameter.segment)].name;
-      if (!parameter.tensor.is_meta()) {
-        values[i] = parameter.tensor.detach().to(at::kCPU, at::kFloat).contiguous().clone();
-      }
-      parameter.shell = make_shell(
-          parameter.tensor.sizes(), to_scalar_type(options_.param_dtype),
-          cat("parameter '", name, "' of ",
-              unit->index ? cat("unit '", unit->name, "'") : std::string("the root unit"),
-              " is not gathered: it can be used only during its unit's call"));
-      parameter.tensor.mutable_grad() = at::Tensor();
-      replace_data(parameter.tensor, parameter.shell);
-    }
-    for (const int b : layout.of_unit[static_cast<size_t>(unit->index)]) {
+  for (size_t u = 0; u < units.size(); ++u) {
+    ModuleUnit& found = units[u];
+    units_.push_back(
+        std::make_unique<UnitState>(*this, static_cast<int>(u), found.name, found.hook));
+    UnitState& unit = *units_.back();
+    std::vector<at::Tensor> values;
+    unit.parameters.resize(found.parameters.size());
+    for (const int b : layout.of_unit[u]) {
       const plan::Bucket& bucket = layout.buckets[static_cast<size_t>(b)];
       for (size_t s = 0; s < bucket.segments.size(); ++s) {
-        Parameter& parameter = unit->parameters[static_cast<size_t>(bucket.segments[s].param)];
-        parameter.bucket = b;
-        parameter.segment = static_cast<int>(s);
+        const auto p = static_cast<size_t>(bucket.segments[s].param);
+        unit.parameters[p] = make_parameter(found, found.parameters[p], b, static_cast<int>(s));
       }
     }
-    share_values(values);
-    for (size_t i = 0; i < values.size(); ++i) {
-      if (!values[i].defined()) continue;
-      const Parameter& parameter = unit->parameters[i];
-      const std::span<const float> all(values[i].data_ptr<float>(),
-                                       static_cast<size_t>(values[i].numel()));
-      for (const plan::ShardSlice& slice :
-           plan::slices_of(layout, layout.mesh.shard_coordinate(executor_->comm().rank()))) {
-        if (slice.bucket != parameter.bucket || slice.segment != parameter.segment) continue;
-        executor_->storage().store(
-            slice.bucket, slice.shard_at,
-            all.subspan(static_cast<size_t>(slice.param_at), static_cast<size_t>(slice.numel)));
-      }
-    }
-  }
-}
-
-void ShardedCore::share_values(const std::vector<at::Tensor>& values) {
-  for (const at::Tensor& value : values) {
-    if (!value.defined()) continue;
-    executor_->comm().broadcast(value.data_ptr(), static_cast<size_t>(value.nbytes()), 0,
-                                comm::make_tag("initial values"));
-  }
-}
-
-void ShardedCore::install_hooks() {
-  for (size_t u = 0; u < units_.size(); ++u) {
-    if (units_[u]->hook) units_[u]->hook->set_runtime(units_[u].get());
-    for (size_t p = 0; p < units_[u]->parameters.size(); ++p) {
-      const at::Tensor& tensor = units_[u]->parameters[p].tensor;
+    for (size_t p = 0; p < unit.parameters.size(); ++p) {
+      at::Tensor& tensor = unit.parameters[p].tensor;
+      values.push_back(tensor.is_meta()
+                           ? at::Tensor()
+                           : tensor.detach().to(at::kCPU, at::kFloat).contiguous().clone());
+      tensor.mutable_grad() = at::Tensor();
+      replace_data(tensor, unit.parameters[p].shell);
+      infos_.push_back(found.parameters[p].info);
       if (!tensor.requires_grad()) continue;
       torch::autograd::impl::set_post_acc_grad_hooks(tensor,
-                                                     std::make_unique<GradientHook>(*this, u, p));
+                                                     std::make_unique<Sink>(*this, unit, p));
+    }
+    fill_from_first_rank(unit, values);
+    if (unit.hook) unit.hook->set_runtime(&unit);
+  }
+}
+
+void ShardedCore::fill_from_first_rank(const UnitState& unit,
+                                       const std::vector<at::Tensor>& values) {
+  const std::vector<plan::ShardSlice> slices = plan::slices_of(
+      executor_->layout(), executor_->layout().mesh.shard_coordinate(comm().rank()));
+  for (size_t p = 0; p < values.size(); ++p) {
+    const at::Tensor& value = values[p];
+    if (!value.defined()) continue;
+    comm().broadcast(value.data_ptr(), static_cast<size_t>(value.nbytes()), 0,
+                     comm::make_tag("initial values"));
+    const std::span<const float> all(value.data_ptr<float>(), static_cast<size_t>(value.numel()));
+    for (const plan::ShardSlice& slice : slices) {
+      if (slice.bucket != unit.parameters[p].bucket || slice.segment != unit.parameters[p].segment)
+        continue;
+      executor_->storage().store(
+          slice.bucket, slice.shard_at,
+          all.subspan(static_cast<size_t>(slice.param_at), static_cast<size_t>(slice.numel)));
     }
   }
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Parameters in and out of reach
+
 void ShardedCore::expose(UnitState& unit) {
-  const plan::Layout& layout = executor_->layout();
+  if (std::exchange(unit.exposed, true)) return;
   for (Parameter& parameter : unit.parameters) {
-    if (!parameter.view.defined()) {
-      const plan::Bucket& bucket = layout.buckets[static_cast<size_t>(parameter.bucket)];
-      const int64_t offset = bucket.segments[static_cast<size_t>(parameter.segment)].begin *
-                             static_cast<int64_t>(dtype_bytes(bucket.dtype));
-      parameter.view = at::from_blob(
-          executor_->storage().gathered(executor_->slot_of(unit.index), parameter.bucket) + offset,
-          parameter.tensor.sizes(), at::TensorOptions(to_scalar_type(bucket.dtype)));
-    }
     parameter.tensor.set_data(parameter.view);
     parameter.version = parameter.tensor._version();
   }
 }
 
 void ShardedCore::conceal(UnitState& unit) noexcept {
+  if (!std::exchange(unit.exposed, false)) return;
   for (Parameter& parameter : unit.parameters) {
-    if (parameter.tensor.unsafeGetTensorImpl()->storage().unsafeGetStorageImpl() ==
-        parameter.shell.unsafeGetTensorImpl()->storage().unsafeGetStorageImpl()) {
-      continue;
-    }
     if (parameter.tensor._version() != parameter.version && deferred_error_.empty()) {
       deferred_error_ = cat(
           "a parameter of unit '", unit.name,
@@ -292,27 +260,12 @@ void ShardedCore::conceal(UnitState& unit) noexcept {
   }
 }
 
-void ShardedCore::collect_gradient(size_t unit, size_t index) {
-  Parameter& parameter = units_[unit]->parameters[index];
-  const at::Tensor gradient = parameter.tensor.grad();
-  parameter.tensor.mutable_grad() = at::Tensor();
-  if (!executor_->in_backward()) {
-    throw ConfigError(
-        "backward outside of Step::backward. Hint: call step.backward(loss, tokens), not "
-        "loss.backward().");
-  }
-  const plan::Bucket& bucket = executor_->layout().buckets[static_cast<size_t>(parameter.bucket)];
-  const int64_t offset = bucket.segments[static_cast<size_t>(parameter.segment)].begin *
-                         static_cast<int64_t>(dtype_bytes(bucket.dtype));
-  std::byte* begin = executor_->gradient(static_cast<int>(unit), parameter.bucket) + offset;
-  const at::NoGradGuard no_graph;
-  const at::Tensor place =
-      at::from_blob(begin, gradient.sizes(), at::TensorOptions(to_scalar_type(bucket.dtype)));
-  // A second gradient in one micro-batch: a tied parameter whose uses are recomputed apart.
-  if (executor_->gradient_arrived(parameter.bucket, parameter.segment)) {
-    place.copy_(gradient);
-  } else {
-    place.add_(gradient);
+void ShardedCore::conceal_what_backward_left() {
+  for (size_t u = 1; u < units_.size(); ++u) {
+    UnitState& unit = *units_[u];
+    if (!unit.in_backward || executor_->backward_reads(unit.index)) continue;
+    unit.in_backward = false;
+    if (unit.calls == 0) conceal(unit);
   }
 }
 
@@ -321,11 +274,57 @@ void ShardedCore::throw_deferred() {
   throw ConfigError(std::exchange(deferred_error_, {}));
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Gradients
+
+std::optional<bool> ShardedCore::take_place(int unit, Parameter& parameter) {
+  if (!executor_->in_backward()) {
+    throw ConfigError(
+        "backward outside of Step::backward. Hint: call step.backward(loss, tokens), not "
+        "loss.backward().");
+  }
+  if (parameter.early.defined() || !executor_->gradient(unit, parameter.bucket))
+    return std::nullopt;
+  return executor_->gradient_arrived(parameter.bucket, parameter.segment);
+}
+
+void ShardedCore::collect_gradient(UnitState& unit, Parameter& parameter) {
+  const at::Tensor gradient = parameter.tensor.grad();
+  parameter.tensor.mutable_grad() = at::Tensor();
+  if (parameter.tensor.numel() == 0) return;
+  const at::NoGradGuard no_graph;
+  const std::optional<bool> replaces = take_place(unit.index, parameter);
+  if (!replaces) {
+    parameter.early = parameter.early.defined() ? parameter.early + gradient : gradient;
+  } else if (*replaces) {
+    parameter.place.copy_(gradient);
+  } else {
+    // A second gradient: of another call that was recomputed apart, or of an earlier micro-batch.
+    parameter.place.add_(gradient);
+  }
+}
+
+void ShardedCore::collect_early_gradients(int unit) {
+  const at::NoGradGuard no_graph;
+  for (Parameter& parameter : units_[static_cast<size_t>(unit)]->parameters) {
+    const at::Tensor gradient = std::exchange(parameter.early, at::Tensor());
+    if (!gradient.defined()) continue;
+    if (take_place(unit, parameter).value()) {
+      parameter.place.copy_(gradient);
+    } else {
+      parameter.place.add_(gradient);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// State
+
 std::vector<OwnedSlice> ShardedCore::owned_slices() const {
   const plan::Layout& layout = executor_->layout();
   std::vector<OwnedSlice> owned;
   for (const plan::ShardSlice& slice :
-       plan::slices_of(layout, layout.mesh.shard_coordinate(executor_->comm().rank()))) {
+       plan::slices_of(layout, layout.mesh.shard_coordinate(executor_->rank()))) {
     const plan::Bucket& bucket = layout.buckets[static_cast<size_t>(slice.bucket)];
     owned.push_back(
         {.name = layout.param(bucket, bucket.segments[static_cast<size_t>(slice.segment)]).name,
@@ -338,7 +337,7 @@ std::vector<OwnedSlice> ShardedCore::owned_slices() const {
 }
 
 bool ShardedCore::writes_state() const {
-  return executor_->layout().mesh.replicate_coordinate(executor_->comm().rank()) == 0;
+  return executor_->layout().mesh.replicate_coordinate(executor_->rank()) == 0;
 }
 
 void ShardedCore::store(const OwnedSlice& piece, int64_t at, std::span<const float> values) {
@@ -349,21 +348,28 @@ void ShardedCore::load(const OwnedSlice& piece, int64_t at, std::span<float> val
   executor_->storage().load(piece.bucket, piece.shard_at + at, values);
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// A step
+
 void ShardedCore::enter_root() {
   throw_deferred();
   executor_->enter_forward(0, at::GradMode::is_enabled());
+  const int64_t micro_batch = executor_->micro_batch() * comm().size() + comm().rank();
+  random_.emplace(options_.seed, executor_->step(), micro_batch, model_calls_++);
   expose(*units_[0]);
 }
 
 void ShardedCore::leave_root() noexcept {
-  // With a graph the root stays readable until the end of its backward.
+  random_.reset();
+  // In a step the root stays readable until the end of the backward.
   if (!executor_->in_step()) conceal(*units_[0]);
-  executor_->leave_forward(0);
+  executor_->leave_forward();
 }
 
 void ShardedCore::begin_step(int64_t micro_batches) {
   throw_deferred();
   executor_->begin_step(micro_batches);
+  model_calls_ = 0;
 }
 
 void ShardedCore::backward(const at::Tensor& loss_sum, int64_t trainable_tokens) {
@@ -375,15 +381,18 @@ void ShardedCore::backward(const at::Tensor& loss_sum, int64_t trainable_tokens)
   executor_->start_backward(loss_sum.item<double>(), trainable_tokens);
   expose(*units_[0]);
   torch::autograd::backward({loss_sum});
-  if (exposed_in_backward_ >= 0) conceal(*units_[static_cast<size_t>(exposed_in_backward_)]);
-  exposed_in_backward_ = -1;
-  conceal(*units_[0]);
+  for (const auto& unit : units_) {
+    unit->in_backward = false;
+    conceal(*unit);
+  }
   executor_->finish_backward();
+  model_calls_ = 0;
 }
 
-engine::StepStats ShardedCore::finish_step(const engine::StepOptions& options) {
+engine::StepStats ShardedCore::finish_step(engine::StepOptions options,
+                                           const std::function<void()>& update) {
   throw_deferred();
-  return executor_->finish_step(options);
+  return executor_->finish_step(options, update);
 }
 
 void initialize_parameters(ShardedCore& core, const FillFunction& fill) {
@@ -391,13 +400,13 @@ void initialize_parameters(ShardedCore& core, const FillFunction& fill) {
   for (const ParameterInfo& info : core.parameters()) by_name[info.name] = &info;
   std::vector<float> values;
   for (const OwnedSlice& piece : core.owned_slices()) {
-    constexpr int64_t kChunk = int64_t{1} << 20;
     for (int64_t at = 0; at < piece.numel; at += kChunk) {
       values.resize(static_cast<size_t>(std::min(kChunk, piece.numel - at)));
       fill(piece.name, by_name.at(piece.name)->shape, piece.param_at + at, values);
       core.store(piece, at, values);
     }
   }
+  core.publish();
 }
 
 }  // namespace fsdp

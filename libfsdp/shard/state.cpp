@@ -44,6 +44,7 @@ void load_weights(ShardedCore& core, const io::HfWeights& weights,
       [&](const checkpoint::TensorSlice& slice, int64_t at, std::span<const float> values) {
         core.store(*by_place.at({slice.name, slice.param_at}), at, values);
       });
+  core.publish();
 }
 
 void save_weights(ShardedCore& core, const std::filesystem::path& directory, DType dtype,

@@ -15,7 +15,7 @@ namespace fsdp {
 /// Fills the shards from `weights`. Each rank reads only the byte ranges that it owns; nothing is
 /// sent.
 ///
-/// Not collective, but all ranks must do it before the first step. `tied_aliases`: further names
+/// Collective. `tied_aliases`: further names
 /// under which the files may hold a tied parameter. Memory: two buffers of 8 MiB. Throws ModelError
 /// that lists missing, unexpected and misshapen tensors.
 void load_weights(ShardedCore& core, const io::HfWeights& weights,

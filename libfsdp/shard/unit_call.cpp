@@ -52,6 +52,7 @@ struct CheckpointCall : torch::CustomClassHolder {
   UnitRuntime* runtime = nullptr;
   Recompute recompute;
   std::optional<RandomState> random;
+  RandomScope::Site site;
 };
 
 struct Checkpoint : torch::autograd::Function<Checkpoint> {
@@ -63,6 +64,7 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
     context->saved_data["call"] =
         c10::IValue::make_capsule(c10::intrusive_ptr<CheckpointCall>::reclaim_copy(call));
     const at::NoGradGuard no_graph;
+    const RecomputeScope units_inside(*call->runtime);
     return call->recompute(inputs.vec());
   }
 
@@ -78,6 +80,8 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
       const at::AutoGradMode graph(true);
       const RandomState now;
       call.random->restore();
+      const RandomScope::UnitCall again(call.site);
+      const RecomputeScope units_inside(*call.runtime);
       const std::vector<at::Tensor> results = call.recompute({inputs.begin(), inputs.end()});
       now.restore();
       for (size_t i = 0; i < results.size(); ++i) {
@@ -126,6 +130,8 @@ std::vector<at::Tensor> checkpoint(UnitRuntime& runtime, const std::vector<at::T
   call->random.emplace();
   const at::Tensor token = at::zeros({}).requires_grad_();
   const ForwardScope scope(runtime);
+  const RandomScope::UnitCall random;
+  call->site = random.site();
   const variable_list results = Checkpoint::apply(at::TensorList(inputs), token, call.get());
   return {results.begin(), results.end()};
 }

@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "libfsdp/shard/random.h"
+
 namespace fsdp {
 
 /// The engine's side of a unit. One per unit and rank; used by the thread that runs the module.
@@ -23,7 +25,10 @@ class UnitRuntime {
   /// The parameters are readable from here until leave_forward. Collective over the shard group
   /// when it must gather.
   virtual void enter_forward() = 0;
-  virtual void leave_forward() = 0;
+  virtual void leave_forward() noexcept = 0;
+  /// While it is so, units inside are not checkpointed themselves: they are run again with this
+  /// one.
+  virtual void set_recomputing(bool recomputing) = 0;
   /// The parameters are readable, and gradients are collected, until another unit's enter_backward.
   virtual void enter_backward() = 0;
   /// Whether `tensor` shares memory with gathered parameters.
@@ -76,6 +81,20 @@ class ForwardScope {
   ~ForwardScope() { runtime_.leave_forward(); }
   ForwardScope(const ForwardScope&) = delete;
   ForwardScope& operator=(const ForwardScope&) = delete;
+
+ private:
+  UnitRuntime& runtime_;
+};
+
+/// Inside of a checkpointed unit's forward, the first one and the one that is run again.
+class RecomputeScope {
+ public:
+  explicit RecomputeScope(UnitRuntime& runtime) : runtime_(runtime) {
+    runtime_.set_recomputing(true);
+  }
+  ~RecomputeScope() { runtime_.set_recomputing(false); }
+  RecomputeScope(const RecomputeScope&) = delete;
+  RecomputeScope& operator=(const RecomputeScope&) = delete;
 
  private:
   UnitRuntime& runtime_;
@@ -144,6 +163,7 @@ R call_unit(UnitRuntime& runtime, Call call, Arguments arguments) {
     return call_checkpointed<R>(runtime, std::move(call), std::move(arguments));
   }
   const ForwardScope scope(runtime);
+  const RandomScope::UnitCall random;
   R result = std::apply(call, arguments);
   const std::vector<at::Tensor*> tensors = tensors_in(result);
   detach_from_parameters(runtime, tensors);

@@ -7,7 +7,9 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <map>
 #include <new>
+#include <utility>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/plan/memory_plan.h"
@@ -68,6 +70,8 @@ class NumberModel {
       }
       executor.storage().store(slice.bucket, slice.shard_at, values);
     }
+    executor.publish();
+    executor.set_collector([this](int unit) { write_late_gradient(unit); });
   }
 
   void forward(int step) {
@@ -75,10 +79,10 @@ class NumberModel {
     for (int u = 1; u < kUnits; ++u) {
       executor_.enter_forward(u, true);
       expect_parameters(u, step);
-      executor_.leave_forward(u);
+      executor_.leave_forward();
     }
     expect_parameters(0, step);
-    executor_.leave_forward(0);
+    executor_.leave_forward();
   }
 
   void backward(int step, int micro_batch) {
@@ -110,8 +114,7 @@ class NumberModel {
 
   void expect_parameters(int unit, int step) {
     const plan::Bucket& bucket = executor_.layout().buckets[size_t(unit)];
-    const auto* values =
-        reinterpret_cast<const float*>(executor_.storage().gathered(executor_.slot_of(unit), unit));
+    const auto* values = reinterpret_cast<const float*>(executor_.storage().gathered(unit));
     for (const plan::Segment& segment : bucket.segments) {
       for (int64_t i = segment.begin; i < segment.begin + segment.numel; i += 13) {
         const float expected = expected_value(unit, i, step);
@@ -123,18 +126,34 @@ class NumberModel {
   void write_gradient(int unit, int step, int micro_batch) {
     const plan::Bucket& bucket = executor_.layout().buckets[size_t(unit)];
     auto* values = reinterpret_cast<float*>(executor_.gradient(unit, unit));
+    if (!values) {
+      late_[unit] = {step, micro_batch};
+      return;
+    }
     for (size_t s = 0; s < bucket.segments.size(); ++s) {
       const plan::Segment& segment = bucket.segments[s];
-      std::fill_n(values + segment.begin, segment.numel,
-                  gradient_value(unit, executor_.comm().rank(), step, micro_batch));
-      executor_.gradient_arrived(unit, static_cast<int>(s));
+      const float value = gradient_value(unit, executor_.comm().rank(), step, micro_batch);
+      const bool replaces = executor_.gradient_arrived(unit, static_cast<int>(s));
+      for (int64_t i = segment.begin; i < segment.begin + segment.numel; ++i)
+        values[i] = value + (replaces ? 0 : values[i]);
     }
   }
 
+  void write_late_gradient(int unit) {
+    const auto found = late_.find(unit);
+    if (found == late_.end()) return;
+    const auto [step, micro_batch] = found->second;
+    late_.erase(found);
+    write_gradient(unit, step, micro_batch);
+    ++late;
+  }
+
   Executor& executor_;
+  std::map<int, std::pair<int, int>> late_;  // By unit: step and micro-batch of a gradient.
 
  public:
   int wrong = 0;
+  int late = 0;  // Gradients that came while their slot was in use.
 };
 
 struct Setting {
@@ -145,8 +164,10 @@ struct Setting {
 
 std::unique_ptr<Executor> make_executor(comm::Communicator& own, const Setting& setting) {
   const plan::Placement placement =
-      plan::place(setting.strategy, own.size(), kUnits - 1, setting.overrides);
+      plan::place(setting.strategy, {.ranks = own.size(), .can_share = true, .units = kUnits - 1},
+                  setting.overrides);
   ExecutorOptions options{.poison = true,
+                          .verify_plans = true,
                           .optimizer = {.kind = optim::OptimizerKind::kSgd},
                           .groups = {{.name = "all"}}};
   return std::make_unique<Executor>(make_test_layout(placement.mesh), placement,
@@ -164,8 +185,19 @@ std::vector<Setting> settings() {
     all.push_back({plan::Strategy::kFullShard,
                    ranks,
                    {.slots = 3, .gradient_slots = 2, .force_slot_home = true}});
-    all.push_back({plan::Strategy::kShardGradOp, ranks, {}});
+    all.push_back({plan::Strategy::kFullShard, ranks, {}});
+    all.push_back({plan::Strategy::kFullShard,
+                   ranks,
+                   {.slots = 2, .kept_units = 2, .force_slot_home = true}});
+    all.push_back({plan::Strategy::kFullShard,
+                   ranks,
+                   {.force_slot_home = true, .accumulation = plan::Accumulation::kUnsharded}});
+    all.push_back({plan::Strategy::kShardGradOp, ranks, {.force_slot_home = true}});
     all.push_back({plan::Strategy::kNoShard, ranks, {}});
+    if (ranks % 2 != 0) continue;
+    all.push_back({plan::Strategy::kHybridShard, ranks, {.sharding_group_size = 2}});
+    all.push_back(
+        {plan::Strategy::kHybridShard, ranks, {.sharding_group_size = 2, .force_slot_home = true}});
   }
   return all;
 }
@@ -217,7 +249,10 @@ TEST(Executor, TakesTheMemoryThatThePlanSays) {
     testing::run_ranks(setting.ranks, [&](comm::Communicator& own) {
       auto executor = make_executor(own, setting);
       const plan::MemoryPlan planned =
-          plan::plan_memory(executor->layout(), executor->placement(), /*split_master=*/true, 0);
+          plan::plan_memory(executor->layout(), executor->placement(),
+                            {.master = [](const plan::Bucket&) { return int64_t{0}; },
+                             .optimizer = [](const plan::Bucket&) { return int64_t{0}; }});
+      EXPECT_EQ(executor->storage().transient_bytes(), planned.transient());
       // Slots and arrays begin on pages.
       const int64_t pages = 4096 * (2 * kUnits + 8);
       EXPECT_GE(executor->storage().allocated_bytes(), planned.total());

@@ -1,0 +1,30 @@
+// Gradients that a hand-written backward writes where they are sent from, without a tensor in
+// between.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/function_hook.h>
+
+#include <optional>
+
+namespace fsdp {
+
+/// A place for a parameter's gradient of this micro-batch.
+struct GradientPlace {
+  at::Tensor tensor;        ///< Of the parameter's shape; its dtype is the reduce_dtype.
+  bool accumulate = false;  ///< Add to what lies there; else replace it.
+};
+
+/// The hook of a sharded parameter, as a backward sees it.
+class GradientSink : public torch::autograd::PostAccumulateGradHook {
+ public:
+  /// Where the gradient goes, counted as arrived from here on: it must be written, and the backward
+  /// returns no gradient for the parameter. None when its slot is still in use: return it instead.
+  virtual std::optional<GradientPlace> take_place() = 0;
+};
+
+/// The place for `parameter`'s gradient if it is sharded and can be written now. In a
+/// torch::autograd::Function's backward, for a parameter from get_saved_variables().
+std::optional<GradientPlace> gradient_place(const at::Tensor& parameter);
+
+}  // namespace fsdp
