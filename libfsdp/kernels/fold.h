@@ -20,8 +20,9 @@ void fold_add(float* destination, const void* source, DType dtype, int64_t n);
 /// fold_add(s_1), ...
 ///
 /// Sources: each n elements of `dtype` (f32, bf16, f16), none overlaps the destination. No source
-/// leaves the destination as it is with accumulate, and zero without. Cost: one pass over memory in
-/// blocks that stay in the first-level cache. Throws InternalError for other dtypes.
+/// leaves the destination as it is with accumulate, and zero without. Cost: one pass over memory;
+/// large sums that do not accumulate are stored past the caches. Throws InternalError for other
+/// dtypes.
 void fold_ranks(float* destination, std::span<const void* const> sources, DType dtype, int64_t n,
                 bool accumulate);
 

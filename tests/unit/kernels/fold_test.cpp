@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -51,7 +52,7 @@ INSTANTIATE_TEST_SUITE_P(DTypes, FoldTest, testing::Values(DType::kF32, DType::k
                          [](const auto& info) { return std::string(dtype_name(info.param)); });
 
 TEST_P(FoldTest, RanksFoldFromLeftToRightBitForBit) {
-  for (const int count : {0, 1, 2, 3, 4, 7}) {
+  for (const int count : {0, 1, 2, 3, 4, 5, 8, 11}) {
     for (const int64_t n : {0, 128, 2048, 2176, 10240}) {
       for (const bool accumulate : {false, true}) {
         const Sources sources = random_sources(count, n, GetParam(), 10);
@@ -62,6 +63,19 @@ TEST_P(FoldTest, RanksFoldFromLeftToRightBitForBit) {
             << count << " sources, n " << n << ", accumulate " << accumulate;
       }
     }
+  }
+}
+
+TEST_P(FoldTest, SumsThatAreStoredPastTheCachesHaveTheSameBits) {
+  constexpr int64_t kLarge = (1 << 21) + 133;  // More than 8 MiB of sums, and a tail.
+  const Sources sources = random_sources(5, kLarge, GetParam(), 30);
+  std::vector<float> sums(kLarge + 4);
+  for (const int64_t at : {0, 1, 4}) {  // At any alignment; what lies before is not written.
+    std::fill_n(sums.begin(), 4, 5.0F);
+    fold_ranks(sums.data() + at, sources.pointers, GetParam(), kLarge, false);
+    const std::vector<float> got(sums.begin() + at, sums.begin() + at + kLarge);
+    EXPECT_TRUE(bits_of(got) == bits_of(sequential_fold(sources, got, false))) << at;
+    for (int64_t i = 0; i < at; ++i) EXPECT_EQ(sums[static_cast<size_t>(i)], 5.0F) << at;
   }
 }
 
