@@ -5,8 +5,10 @@
 namespace fsdp::comm {
 namespace {
 
-std::string describe(const Posted& posted) {
-  return cat(describe(posted.tag), " in the group ", group_text(posted.group));
+std::string describe(const Posted& posted, const UnitName& unit_name) {
+  const std::string_view name =
+      posted.tag.unit >= 0 && unit_name ? unit_name(posted.tag.unit) : std::string_view();
+  return cat(describe(posted.tag, name), " in the group ", group_text(posted.group));
 }
 
 bool same(const Posted& a, const Posted& b) {
@@ -34,11 +36,13 @@ std::string group_text(uint64_t key) {
   return cat("{", text, "}");
 }
 
-std::string difference(int rank, const Posted& mine, int member, const Posted& theirs) {
+std::string difference(int rank, const Posted& mine, int member, const Posted& theirs,
+                       const UnitName& unit_name) {
   if (same(mine, theirs)) return {};
-  std::string text = cat("[comm] ranks ", rank, " and ", member,
-                         " began different collectives at place ", mine.sequence, ": rank ", rank,
-                         " began ", describe(mine), ", rank ", member, " began ", describe(theirs));
+  std::string text =
+      cat("[comm] ranks ", rank, " and ", member, " began different collectives at place ",
+          mine.sequence, ": rank ", rank, " began ", describe(mine, unit_name), ", rank ", member,
+          " began ", describe(theirs, unit_name));
   if (mine.tag == theirs.tag && mine.group == theirs.group) {
     text +=
         cat(" (sources: allocation ", mine.memory, " offset ", mine.offset, " against allocation ",

@@ -180,7 +180,8 @@ void PeerCommunicator::finish_next() {
 void PeerCommunicator::compare(const Pending& pending, int member) {
   const Posted& mine = pending.posted;
   const Posted& theirs = control_.rank(member).ring[mine.sequence % kRing];
-  const std::string text = difference(rank_, mine, member, theirs);
+  const std::string text = difference(rank_, mine, member, theirs,
+                                      [this](int32_t unit) { return control_.unit_name(unit); });
   if (!text.empty()) fail(text);
 }
 

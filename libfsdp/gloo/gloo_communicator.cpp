@@ -361,7 +361,11 @@ void GlooCommunicator::receive_messages(Pending& pending) {
 }
 
 void GlooCommunicator::compare(const Pending& pending, int member, const Message& theirs) {
-  if (const std::string text = difference(rank_, pending.message.posted, member, theirs.posted);
+  if (const std::string text = difference(rank_, pending.message.posted, member, theirs.posted,
+                                          [this](int32_t unit) -> std::string_view {
+                                            const auto at = static_cast<size_t>(unit);
+                                            return at < unit_names_.size() ? unit_names_[at] : "";
+                                          });
       !text.empty()) {
     fail(text);
   }
