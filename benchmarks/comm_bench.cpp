@@ -3,7 +3,8 @@
 //
 // Bus bandwidth counts what one rank must receive from its peers: gather (n - 1) * bytes, fold (n -
 // 1) / n * bytes, per second of the slowest rank. A fold takes bf16 sources and gives each rank
-// half of the sums.
+// half of the sums, in fp32: over what was there, as a reduce-scatter, or added to it, which moves
+// half as much memory again.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -58,11 +59,11 @@ void gather_once(Communicator& c, Buffers& b, size_t bytes) {
       c.begin_gather(c.world(), {b.source.get(), 0, bytes}, b.all.data.get(), make_tag("gather")));
 }
 
-void fold_once(Communicator& c, Buffers& b, size_t bytes) {
+void fold_once(Communicator& c, Buffers& b, size_t bytes, bool accumulate) {
   const size_t part = bytes / 2 / c.size();
   c.wait_released(c.begin_fold(c.world(), {b.source.get(), 0, bytes}, fsdp::DType::kBF16,
                                static_cast<int64_t>(part) * c.rank(),
-                               {reinterpret_cast<float*>(b.sums.data.get()), part}, true,
+                               {reinterpret_cast<float*>(b.sums.data.get()), part}, accumulate,
                                make_tag("fold")));
 }
 
@@ -88,17 +89,19 @@ int run(Communicator& c, const char* transport) {
   Buffers buffers(c);
   const double peers = c.size() - 1;
   if (c.rank() == 0)
-    std::printf("%s, %d ranks\n%12s %14s %14s %14s %14s\n", transport, c.size(), "bytes",
-                "gather us", "gather GB/s", "fold us", "fold GB/s");
+    std::printf("%s, %d ranks\n%12s %14s %14s %14s %14s %14s\n", transport, c.size(), "bytes",
+                "gather us", "gather GB/s", "fold us", "fold GB/s", "adding GB/s");
   for (size_t bytes = 1024; bytes <= kLargest; bytes *= 4) {
     const double gather = measure(
         c, [&](size_t n) { gather_once(c, buffers, n); }, bytes);
     const double fold = measure(
-        c, [&](size_t n) { fold_once(c, buffers, n); }, bytes);
+        c, [&](size_t n) { fold_once(c, buffers, n, false); }, bytes);
+    const double added = measure(
+        c, [&](size_t n) { fold_once(c, buffers, n, true); }, bytes);
     if (c.rank() == 0) {
-      std::printf("%12zu %14.1f %14.2f %14.1f %14.2f\n", bytes, gather * 1e6,
-                  peers * bytes / gather * 1e-9, fold * 1e6,
-                  peers / c.size() * bytes / fold * 1e-9);
+      const double folded = peers / c.size() * bytes * 1e-9;
+      std::printf("%12zu %14.1f %14.2f %14.1f %14.2f %14.2f\n", bytes, gather * 1e6,
+                  peers * bytes / gather * 1e-9, fold * 1e6, folded / fold, folded / added);
     }
   }
   const double barrier = measure(
