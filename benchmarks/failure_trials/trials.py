@@ -54,12 +54,12 @@ EXPECTED = {
 ANYWHERE = [*SIGNALS, "stop", "pause", "launcher-kill", "quick-exit-0"]  # may come from another thread
 IN_LINE = [kind for kind in EXPECTED if kind not in SIGNALS and kind not in ("stop", "pause", "launcher-kill")]
 # place -> longest delay in microseconds after it was reached
-PLACES = {"rendezvous": 20000, "load": 3000, "forward": 1500, "backward": 1500, "reduce-wait": 20000, "packet": 20000,
+PLACES = {"rendezvous": 20000, "load": 3000, "forward": 1500, "backward": 1500, "reduce-wait": 40000, "packet": 40000,
           "optimizer": 300, "save": 3000}
 WAITS = ("reduce-wait", "packet")  # the delay is fixed, and the others come late
 BEFORE_MAIN = {"throw": (8, " was killed by SIGABRT"), "throw-int": (8, " was killed by SIGABRT"),
                "throw-in-thread": (8, " was killed by SIGABRT"), "throw-in-destructor": (8, " was killed by SIGABRT"),
-               "bad-alloc": (8, " was killed by SIGABRT")}
+               "exit-in-destructor": (8, " was killed by SIGABRT"), "bad-alloc": (8, " was killed by SIGABRT")}
 PHASE_TEXT = {"load": "load", "forward": "forward", "backward": "backward", "packet": "update", "optimizer": "update",
               "save": "save"}
 
@@ -337,6 +337,8 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=pathlib.Path)
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background they may be ignored,
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)              # and children would inherit that
     began, results, rng = time.monotonic(), [], random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="failure_trials_") as folder:
         bench = Bench(args.finetune.resolve(), args.training_program.resolve(), pathlib.Path(folder))

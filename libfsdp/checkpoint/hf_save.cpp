@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <exception>
 #include <filesystem>
 #include <set>
 #include <system_error>
@@ -29,7 +30,8 @@ HfSave::HfSave(std::string directory, std::span<const io::NamedShape> tensors, D
     : directory_(std::move(directory)),
       dtype_(dtype),
       plan_(io::plan_hf_files(with_dtype(tensors, dtype), max_shard_bytes)),
-      files_(plan_.files.size()) {
+      files_(plan_.files.size()),
+      exceptions_before_(std::uncaught_exceptions()) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     places_.emplace(tensors[i].name, plan_.places[i]);
     total_numel_ += plan_.files[plan_.places[i].file].layout.entries[plan_.places[i].entry].numel;
@@ -37,7 +39,7 @@ HfSave::HfSave(std::string directory, std::span<const io::NamedShape> tensors, D
 }
 
 HfSave::~HfSave() {
-  if (owns_temporaries_) abort();
+  if (owns_temporaries_ || std::uncaught_exceptions() > exceptions_before_) abort();
 }
 
 std::string HfSave::final_path(std::string_view file_name) const {

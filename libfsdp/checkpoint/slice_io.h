@@ -60,7 +60,9 @@ class HfSave {
          int64_t max_shard_bytes = io::kDefaultMaxShardBytes);
   HfSave(const HfSave&) = delete;
   HfSave& operator=(const HfSave&) = delete;
-  ~HfSave();  ///< abort(), when create() was called here and commit() was not.
+  /// abort(), when create() was called here and commit() was not, or when an exception ends the
+  /// save: whoever is left removes the files of a rank that died.
+  ~HfSave();
 
   /// Makes the temporary files in their final size, with headers. Leftovers of a killed save are
   /// replaced. Throws: HostResourceError when the disk is too small, ConfigError when the directory
@@ -99,6 +101,7 @@ class HfSave {
   int64_t written_numel_ = 0;
   int64_t total_numel_ = 0;
   bool owns_temporaries_ = false;
+  int exceptions_before_;
 };
 
 }  // namespace fsdp::checkpoint

@@ -9,7 +9,7 @@ namespace fsdp::comm {
 namespace {
 
 // What a person mends in options, files or numbers, whatever the other ranks were doing.
-bool concerns_one_rank(int code) {
+bool concerns_it_alone(int code) {
   constexpr std::array kOwn = {ExitCode::kConfig, ExitCode::kData, ExitCode::kModel,
                                ExitCode::kDoesNotFit, ExitCode::kNumerics};
   return std::find(kOwn.begin(), kOwn.end(), static_cast<ExitCode>(code)) != kOwn.end();
@@ -36,7 +36,8 @@ std::string_view without_states(std::string_view text) {
 
 Failure failure_of(const ControlView& control, int rank, const FailureReport& report) {
   std::string doing = control.progress(rank);
-  if (!report.consequence && !concerns_one_rank(report.code)) {
+  const bool alone = concerns_it_alone(report.code);
+  if (!report.consequence && !alone) {
     doing = describe_end(look_at(control, rank));
     doing.erase(0, doing.starts_with(" at ") ? 4 : 1);
     if (!doing.empty() && !control.progress(rank).empty()) doing.insert(0, "at ");
@@ -48,7 +49,8 @@ Failure failure_of(const ControlView& control, int rank, const FailureReport& re
           .consequence = report.consequence,
           .at_ns = report.at_ns,
           .text = cat(": ", one_line(without_states(report.text)),
-                      doing.empty() ? "" : cat(" (", doing, ")"))};
+                      doing.empty() ? "" : cat(" (", doing, ")")),
+          .concerns_it_alone = alone};
 }
 
 void FailureLog::add(const ControlView& control, Failure failure) {
@@ -102,7 +104,7 @@ Failure FailureLog::told_by_others(const ControlView& control, Failure told) con
 std::string FailureLog::others(const Failure& failed) const {
   std::string text;
   for (const RankState& state : states_) {
-    if (concerns_one_rank(failed.code) || state.rank == failed.rank) continue;
+    if (failed.concerns_it_alone || state.rank == failed.rank) continue;
     text += cat("\n  rank ", state.rank, ": ", describe(state));
   }
   return text;

@@ -18,6 +18,8 @@ struct Failure {
   bool consequence = false;  ///< Some other rank's failure may be the cause.
   int64_t at_ns = 0;         ///< Of the monotonic clock.
   std::string text;          ///< Continues "name: rank 1".
+  /// The rank's own words are about options, files or numbers: what the others did is no matter.
+  bool concerns_it_alone = false;
 };
 
 /// Note [First cause] When one rank fails, others fail because of it, in any order as seen from

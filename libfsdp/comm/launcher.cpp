@@ -193,7 +193,7 @@ class Launch {
       if (const std::optional<FailureReport> report = parse_report(message.bytes)) {
         ranks_[rank].reported = true;
         failures_.add(control_, failure_of(control_, rank, *report));
-        schedule_kill();
+        end_the_others();
       }
     }
   }
@@ -241,6 +241,11 @@ class Launch {
                              .text = cat(what, describe_end(look_at(control_, rank)))});
     // Those who wait need not find it out by themselves.
     if (!consequence) control_.abort(rank, cat("[comm] rank ", rank, what), rank);
+    end_the_others();
+  }
+
+  void end_the_others() {
+    kill_running(Presence::kAbsent);  // They could not know, and have nothing to put in order.
     schedule_kill();
   }
 
@@ -275,9 +280,12 @@ class Launch {
     }
   }
 
-  void kill_running() {
-    for (Rank& one : ranks_) {
+  void kill_running(std::optional<Presence> only = {}) {
+    for (size_t rank = 0; rank < ranks_.size(); ++rank) {
+      Rank& one = ranks_[rank];
       if (!one.running) continue;
+      const Presence presence = control_.rank(static_cast<int>(rank)).presence.load();
+      if (presence != only.value_or(presence)) continue;
       one.killed_here = true;
       kill(-one.pid, SIGKILL);
     }

@@ -106,6 +106,35 @@ int lose_rank_1(Communicator& c, int number) {
   return 0;
 }
 
+/// Rank 1 dies in the middle of step 7 while others wait for it in a gather; rank 2 computes.
+int lose_rank_1_in_a_unit(Communicator& c) {
+  const std::vector<std::string> names = {"root", "layers.0", "layers.1", "layers.2"};
+  c.name_units(names);
+  const auto memory = c.allocate(4096, "source");
+  std::vector<std::byte> all(memory->bytes() * c.size());
+  c.report_progress(7, "backward");
+  c.barrier(make_tag("ready"));
+  c.report_unit(3);
+  if (c.rank() == 1) {
+    sleep_ms(300);
+    std::raise(SIGKILL);
+  }
+  if (c.rank() == 2) sleep_ms(700);
+  c.finish(c.begin_gather(c.world(), {memory.get(), 0, memory->bytes()}, all.data(),
+                          make_tag("gather", 7, 2)));
+  return 0;
+}
+
+/// Rank 1 loops for ever in code of its own: only the limit of a collective finds it.
+int spin_on_rank_1(Communicator& c) {
+  c.report_progress(3, "forward");
+  c.barrier(make_tag("ready"));
+  for (volatile bool forever = true; forever && c.rank() == 1;) {
+  }
+  c.barrier(make_tag("next", 3));
+  return 0;
+}
+
 /// Computes much longer than the peer time-out between two collectives: no failure.
 int compute_long(Communicator& c) {
   c.barrier(make_tag("ready"));
@@ -174,6 +203,8 @@ int dispatch(const std::string& mode, Communicator& c) {
       {"lack-memory", [&] { return lack_memory_on_rank_1(c); }},
       {"leave-a-child", [&] { return leave_a_child(c); }},
       {"lose-by-kill", [&] { return lose_rank_1(c, SIGKILL); }},
+      {"lose-in-a-unit", [&] { return lose_rank_1_in_a_unit(c); }},
+      {"spin", [&] { return spin_on_rank_1(c); }},
       {"lose-by-stop", [&] { return lose_rank_1(c, SIGSTOP); }},
       {"stop-with-checkpoint", [&] { return stop_in_order(c, 75); }},
       {"stop-without", [&] { return stop_in_order(c, 130); }},
@@ -212,6 +243,8 @@ int main(int argc, char** argv) {
   if (std::string(argv[1]) == "--launch-missing") {
     return fsdp::comm::launch_local(std::atoi(argv[2]), {"/nowhere/program"}, {.name = "finetune"});
   }
+  const char* stops = std::getenv("FSDP_TEST_STOP_RANK");
+  if (stops != nullptr && std::string(stops) == std::getenv("RANK")) std::raise(SIGSTOP);
   return fsdp::comm::run_rank([&](Communicator& c) { return dispatch(mode, c); },
                               {.name = "finetune"});
 }
