@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "libfsdp/base/error.h"
@@ -516,7 +517,7 @@ void Executor::complete_gradients() {
   complete_ = true;
 }
 
-StepStats Executor::agree_on_step(PacketContents& contents) {
+StepStats Executor::agree_on_step(const PacketContents& contents) const {
   StepStats stats{.step = step_ + 1,
                   .trainable_tokens = contents.trainable_tokens,
                   .micro_batches = contents.micro_batches,
@@ -526,28 +527,34 @@ StepStats Executor::agree_on_step(PacketContents& contents) {
   return stats;
 }
 
-StepStats Executor::finish_step(const StepOptions& options, const std::function<void()>& custom) {
-  complete_gradients();
-  kernels::SquareSum squares;
+kernels::GradientSums Executor::sum_gradients(optim::NormType type) const {
+  kernels::GradientSums sums;
   // Replicas hold equal sums: each element counts once, on the first replica.
-  if (placement_.mesh.replicate_coordinate(comm_->rank()) == 0) {
-    for (size_t b = 0; b < layout().buckets.size(); ++b) {
-      const plan::Bucket& bucket = layout().buckets[b];
-      if (!bucket.trainable || !plan_->has_gradient[at(bucket.unit)]) continue;
-      const std::span<const float> gradient = storage_.gradient_shard(static_cast<int>(b));
-      kernels::add_square_sums(gradient.data(), static_cast<int64_t>(gradient.size()), squares);
-    }
+  if (placement_.mesh.replicate_coordinate(rank()) != 0) return sums;
+  for (size_t b = 0; b < layout().buckets.size(); ++b) {
+    const plan::Bucket& bucket = layout().buckets[b];
+    if (!bucket.trainable || !plan_->has_gradient[at(bucket.unit)]) continue;
+    const std::span<const float> gradient = storage_.gradient_shard(static_cast<int>(b));
+    kernels::add_gradient_sums(gradient.data(), static_cast<int64_t>(gradient.size()), type, sums);
   }
-  const std::vector<std::byte>& message = packet_.write(squares, plan_->hash);
+  return sums;
+}
+
+StepStats Executor::finish_step(const StepOptions& options, const std::function<void()>& custom) {
+  const optim::ClipOptions clip{options.max_grad_norm, options.norm_type, options.clip_value};
+  clip.validate();
+  complete_gradients();
+  const std::vector<std::byte>& message =
+      packet_.write(sum_gradients(options.norm_type), plan_->hash);
   comm_->exchange(message.data(), message.size(), packet_.receive(comm_->size()),
                   comm::make_tag("step packet", step_ + 1));
-  PacketContents& contents = packet_.read(comm_->size(), comm_->rank(), step_ + 1);
+  const PacketContents& contents = packet_.read(comm_->size(), rank(), step_ + 1);
   StepStats stats = agree_on_step(contents);
   ++cursor_;
   in_step_ = false;
   const double tokens = static_cast<double>(stats.trainable_tokens) * options.loss_scale;
   const optim::ClipDecision decision =
-      optim::clip_decision(contents.sums, tokens > 0 ? 1.0 / tokens : 0, options.max_grad_norm);
+      optim::clip_decision(contents.sums, tokens > 0 ? 1.0 / tokens : 0, clip);
   stats.grad_norm = decision.grad_norm;
   if (!decision.finite || !std::isfinite(stats.loss)) {
     if (!options.skip_non_finite) throw_non_finite(stats, contents);
@@ -555,12 +562,14 @@ StepStats Executor::finish_step(const StepOptions& options, const std::function<
   }
   ++step_;
   if (stats.trainable_tokens > 0 && !stats.skipped) {
+    ++updates_;
     satisfy(ops()[cursor_]);
     if (custom) {
-      scale_gradients(decision.gradient_scale);
+      scale_gradients(decision);
       custom();
+      refresh_copies();
     } else {
-      update(stats, decision, options);
+      update(decision, options.learning_rate);
     }
   }
   end_step();
@@ -580,19 +589,32 @@ void Executor::throw_non_finite(const StepStats& stats, const PacketContents& co
                           ", loss ", stats.loss, ". Nothing was updated."));
 }
 
-void Executor::scale_gradients(double scale) {
-  const auto factor = static_cast<float>(scale);
+void Executor::scale_gradients(const optim::ClipDecision& decision) {
+  const auto factor = static_cast<float>(decision.gradient_scale);
+  const auto limit = decision.clip_value > 0 ? static_cast<float>(decision.clip_value)
+                                             : std::numeric_limits<float>::infinity();
   for (size_t b = 0; b < layout().buckets.size(); ++b) {
-    for (float& value : storage_.gradient_shard(static_cast<int>(b))) value *= factor;
+    for (float& value : storage_.gradient_shard(static_cast<int>(b)))
+      value = std::clamp(value * factor, -limit, limit);
   }
 }
 
-void Executor::update(const StepStats& stats, const optim::ClipDecision& decision,
-                      const StepOptions& options) {
-  const optim::UpdateScalars scalars{.learning_rate = options.learning_rate,
-                                     .step = stats.step,
+// After somebody else has changed masters: what the model computes with follows them.
+void Executor::refresh_copies() {
+  for (size_t b = 0; b < layout().buckets.size(); ++b) {
+    const int index = static_cast<int>(b);
+    const plan::Bucket& bucket = layout().buckets[b];
+    if (const float* master = storage_.master(index))
+      convert_floats(master, DType::kF32, storage_.shard(index), bucket.dtype,
+                     static_cast<size_t>(bucket.shard_numel));
+  }
+}
+
+void Executor::update(const optim::ClipDecision& decision, double learning_rate) {
+  const optim::UpdateScalars scalars{.learning_rate = learning_rate,
+                                     .step = updates_,
                                      .gradient_scale = decision.gradient_scale,
-                                     .clip_value = options.clip_value,
+                                     .clip_value = decision.clip_value,
                                      .seed = options_.seed};
   size_t slice = 0;
   for (size_t b = 0; b < layout().buckets.size(); ++b) {

@@ -55,8 +55,9 @@ struct StepStats {
 
 struct StepOptions {
   double learning_rate = 0;
-  double max_grad_norm = 0;      ///< 0 = no clipping by norm.
-  double clip_value = 0;         ///< 0 = no clipping by value.
+  double max_grad_norm = 0;  ///< 0 = no clipping by norm.
+  optim::NormType norm_type = optim::NormType::kTwo;
+  double clip_value = 0;         ///< Largest magnitude of the gradient's elements; 0 = no limit.
   double loss_scale = 1;         ///< The losses were multiplied by it before backward.
   bool skip_non_finite = false;  ///< Leave the update out, instead of NumericsError.
 };
@@ -77,8 +78,9 @@ class Executor {
   optim::ShardOptimizer& optimizer(int bucket) {
     return *optimizers_.at(static_cast<size_t>(bucket));
   }
-  /// Steps done.
+  /// Steps done, and those of them that updated something.
   int64_t step() const { return step_; }
+  int64_t updates() const { return updates_; }
   /// The micro-batch of this rank that is under way.
   int64_t micro_batch() const { return micro_batch_; }
   /// The plan of the current step, or of the last; null before the first backward.
@@ -124,6 +126,7 @@ class Executor {
   /// Collective. Joins with ghost micro-batches when other ranks had more; then every rank's
   /// gradient shards hold the sums over all ranks and micro-batches. finish_step() does it.
   void complete_gradients();
+  bool gradients_complete() const { return in_step_ && complete_; }
 
   /// Collective. Agrees on loss and norm, updates: with the optimizer, or with `update`, which
   /// finds gradients of the mean loss, clipped, in the gradient shards. Throws NumericsError on all
@@ -172,11 +175,12 @@ class Executor {
   void ghost_micro_batch();
   std::string where() const;
 
-  StepStats agree_on_step(PacketContents& contents);
+  StepStats agree_on_step(const PacketContents& contents) const;
   [[noreturn]] void throw_non_finite(const StepStats& stats, const PacketContents& contents) const;
-  void scale_gradients(double scale);
-  void update(const StepStats& stats, const optim::ClipDecision& decision,
-              const StepOptions& options);
+  void scale_gradients(const optim::ClipDecision& decision);
+  void refresh_copies();
+  kernels::GradientSums sum_gradients(optim::NormType type) const;
+  void update(const optim::ClipDecision& decision, double learning_rate);
   void end_step();
 
   std::shared_ptr<comm::Communicator> comm_;
@@ -202,6 +206,7 @@ class Executor {
   bool scheduled_ = false;
   bool complete_ = false;
   int64_t step_ = 0;
+  int64_t updates_ = 0;
   int64_t local_micro_batches_ = 0;
   int micro_batches_ = 0;  // Of the rank that has most.
   int micro_batch_ = 0;

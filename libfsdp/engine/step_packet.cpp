@@ -17,6 +17,7 @@ struct StepPacket::Head {
   int64_t micro_batches = 0;
   uint64_t schedule_hash = 0;
   int64_t non_finite = 0;
+  double max_abs = 0;
   kernels::ExactSum::Limbs limbs{};
 };
 
@@ -34,12 +35,13 @@ void StepPacket::add_result(int micro_batch, double loss_sum, int64_t trainable_
   results_[at(micro_batch)] = {loss_sum, trainable_tokens};
 }
 
-const std::vector<std::byte>& StepPacket::write(const kernels::SquareSum& sums,
+const std::vector<std::byte>& StepPacket::write(const kernels::GradientSums& sums,
                                                 uint64_t schedule_hash) {
   schedule_hash_ = schedule_hash;
   const Head head{.micro_batches = local_micro_batches_,
                   .schedule_hash = schedule_hash,
                   .non_finite = sums.non_finite,
+                  .max_abs = static_cast<double>(sums.max_abs),
                   .limbs = sums.sum.limbs()};
   message_.clear();
   const auto append = [this](const void* data, size_t bytes) {
@@ -77,6 +79,7 @@ PacketContents& StepPacket::read(int ranks, int rank, int64_t step) {
     }
     contents_.micro_batches += head.micro_batches;
     contents_.sums.non_finite += head.non_finite;
+    contents_.sums.max_abs = std::max(contents_.sums.max_abs, static_cast<float>(head.max_abs));
     contents_.non_finite[at(peer)] = head.non_finite;
     for (size_t i = 0; i < limbs.size(); ++i) limbs[i] += head.limbs[i];
     for (size_t a = 0; a < results_.size(); ++a, message += sizeof(Result)) {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "libfsdp/kernels/square_sum.h"
+#include "libfsdp/kernels/gradient_sums.h"
 
 namespace fsdp::engine {
 
@@ -16,7 +16,7 @@ struct PacketContents {
   double loss_sum = 0;  ///< Summed in the order of micro-batch a * ranks + rank.
   int64_t trainable_tokens = 0;
   int64_t micro_batches = 0;
-  kernels::SquareSum sums;
+  kernels::GradientSums sums;
   std::vector<int64_t> non_finite;  ///< By rank: elements of its gradient shards, losses included.
 };
 
@@ -37,7 +37,7 @@ class StepPacket {
   }
 
   /// This rank's message: equally long on all ranks.
-  const std::vector<std::byte>& write(const kernels::SquareSum& sums, uint64_t schedule_hash);
+  const std::vector<std::byte>& write(const kernels::GradientSums& sums, uint64_t schedule_hash);
   /// Room for the messages of `ranks` ranks.
   std::byte* receive(int ranks);
   /// Reads what receive() holds. Throws CommError that names a rank with another schedule.

@@ -48,6 +48,9 @@ class Storage {
   float* master(int bucket) { return places_[static_cast<size_t>(bucket)].master; }
   /// fp32 sums of this rank's part; empty for frozen buckets.
   std::span<float> gradient_shard(int bucket);
+  std::span<const float> gradient_shard(int bucket) const {
+    return places_[static_cast<size_t>(bucket)].gradient;
+  }
 
   /// Where the whole bucket lies when it is in use: in its unit's slot, or where the shards are.
   std::byte* gathered(int bucket);

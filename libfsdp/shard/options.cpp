@@ -54,6 +54,7 @@ void ShardOptions::validate() const {
   }
   if (groups.empty()) refuse("no parameter group: expected at least one");
   optimizer.validate();
+  if (loss_scaler) loss_scaler->validate();
 }
 
 ShardOptions with_environment(ShardOptions options) {

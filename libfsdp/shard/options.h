@@ -10,6 +10,7 @@
 
 #include "libfsdp/base/dtype.h"
 #include "libfsdp/engine/storage.h"
+#include "libfsdp/optim/loss_scaler.h"
 #include "libfsdp/optim/optimizer.h"
 #include "libfsdp/plan/strategy.h"
 
@@ -32,6 +33,9 @@ struct ShardOptions {
   bool deterministic = false;
   /// Of fsdp::dropout and of stochastic rounding.
   uint64_t seed = 0;
+  /// Multiplies losses before backward so that small gradients survive fp16; a step whose gradient
+  /// overflows is skipped. Without, fp16 parameters get PyTorch's defaults.
+  std::optional<optim::LossScalerOptions> loss_scaler;
   optim::OptimizerOptions optimizer;
   /// Rate scale and weight decay of groups of parameters.
   std::vector<optim::ParamGroup> groups = {{.name = "all"}};

@@ -9,9 +9,12 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "libfsdp/shard/sharded_core.h"
+#include "libfsdp/shard/tensors.h"
 
 namespace fsdp {
 
@@ -86,6 +89,11 @@ class Sharded {
   void initialize(Fill&& fill) {
     initialize_parameters(*core_, std::forward<Fill>(fill));
   }
+
+  /// See shard/tensors.h.
+  std::vector<LocalShard> local_shards() { return fsdp::local_shards(*core_); }
+  at::Tensor full_parameter(const std::string& name) { return fsdp::full_parameter(*core_, name); }
+  at::Tensor full_gradient(const std::string& name) { return fsdp::full_gradient(*core_, name); }
 
   Holder& module() { return model_; }
   ShardedCore& core() { return *core_; }

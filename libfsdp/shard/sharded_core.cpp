@@ -144,6 +144,8 @@ ShardedCore::ShardedCore(std::shared_ptr<torch::nn::Module> model,
                               .seed = options_.seed,
                               .optimizer = options_.optimizer,
                               .groups = options_.groups});
+  if (options_.param_dtype == DType::kF16 || options_.loss_scaler)
+    scaler_.emplace(options_.loss_scaler.value_or(optim::LossScalerOptions{}));
   executor_->set_collector([this](int unit) { collect_early_gradients(unit); });
   take_over(units);
   executor_->publish();
@@ -380,7 +382,8 @@ void ShardedCore::backward(const at::Tensor& loss_sum, int64_t trainable_tokens)
   throw_deferred();
   executor_->start_backward(loss_sum.item<double>(), trainable_tokens);
   expose(*units_[0]);
-  torch::autograd::backward({loss_sum});
+  const double scale = scaler_ ? scaler_->scale() : 1.0;
+  torch::autograd::backward({loss_sum}, {at::full_like(loss_sum, scale)});
   for (const auto& unit : units_) {
     unit->in_backward = false;
     conceal(*unit);
@@ -392,7 +395,12 @@ void ShardedCore::backward(const at::Tensor& loss_sum, int64_t trainable_tokens)
 engine::StepStats ShardedCore::finish_step(engine::StepOptions options,
                                            const std::function<void()>& update) {
   throw_deferred();
-  return executor_->finish_step(options, update);
+  if (!scaler_) return executor_->finish_step(options, update);
+  options.loss_scale *= scaler_->scale();
+  options.skip_non_finite = true;
+  const engine::StepStats stats = executor_->finish_step(options, update);
+  scaler_->update(stats.skipped);
+  return stats;
 }
 
 void initialize_parameters(ShardedCore& core, const FillFunction& fill) {

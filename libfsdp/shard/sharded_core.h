@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "libfsdp/engine/executor.h"
+#include "libfsdp/optim/loss_scaler.h"
 #include "libfsdp/shard/module_units.h"
 #include "libfsdp/shard/options.h"
 #include "libfsdp/shard/random.h"
@@ -69,6 +70,8 @@ class ShardedCore {
   void backward(const at::Tensor& loss_sum, int64_t trainable_tokens);
   engine::StepStats finish_step(engine::StepOptions options,
                                 const std::function<void()>& update = {});
+  /// Null without one.
+  optim::LossScaler* loss_scaler() { return scaler_ ? &*scaler_ : nullptr; }
 
  private:
   struct Parameter {
@@ -104,6 +107,7 @@ class ShardedCore {
   bool recomputing_ = false;  // A unit's forward is run again, or for the first time to be so.
   int64_t model_calls_ = 0;   // In this micro-batch.
   std::optional<RandomScope::Root> random_;
+  std::optional<optim::LossScaler> scaler_;
   std::string deferred_error_;  // Found where nothing may throw.
 };
 

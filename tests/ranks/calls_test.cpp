@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kWidth = 8;
 constexpr int kTrainSteps = 4;
-constexpr double kSgdRate = 0.05;
+constexpr double kSgdRate = 5e-4;
 
 // A unit with two units inside, and layers of its own before, between and after them.
 struct OuterImpl : torch::nn::Module {

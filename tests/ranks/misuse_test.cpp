@@ -89,8 +89,9 @@ TEST(Misuse, OrdersThatDifferBetweenRanksAreAnErrorThatNamesBoth) {
         texts += text;
       }
     });
-    expect_contains(texts, "block3");
-    expect_contains(texts, "block6");
+    expect_contains(texts, "began different collectives");
+    expect_contains(texts, "rank 0 began gather of unit 'block");
+    expect_contains(texts, "rank 1 began gather of unit 'block");
   }
 }
 
