@@ -32,12 +32,15 @@ std::vector<int64_t> random_shape(std::mt19937& random) {
 std::vector<UnitSpec> random_units(std::mt19937& random) {
   std::vector<UnitSpec> units(static_cast<size_t>(between(random, 1, 6)));
   for (size_t u = 0; u < units.size(); ++u) {
+    units[u].name = cat("u", u);
+    units[u].parent = u < 2 ? 0 : between(random, 0, static_cast<int>(u) - 1);
     const int params = between(random, 0, 8);
     for (int p = 0; p < params; ++p) {
       units[u].params.push_back({.name = cat("u", u, ".p", p),
                                  .shape = random_shape(random),
                                  .dtype = between(random, 0, 1) ? DType::kF32 : DType::kBF16,
                                  .trainable = between(random, 0, 2) != 0});
+      if (between(random, 0, 3) == 0) units[u].params.back().reduce_dtype = DType::kF32;
     }
   }
   return units;
@@ -53,6 +56,7 @@ void expect_segments_in_order(const Layout& layout, const Bucket& bucket) {
     EXPECT_EQ(segment.numel, param.numel()) << param.name;
     EXPECT_EQ(param.dtype, bucket.dtype) << param.name;
     EXPECT_EQ(param.trainable, bucket.trainable) << param.name;
+    EXPECT_EQ(param.reduce_dtype.value_or(param.dtype), bucket.reduce_dtype) << param.name;
     end = segment.begin + segment.numel;
   }
   EXPECT_EQ(bucket.numel, end);
@@ -112,6 +116,7 @@ void expect_sums(const Layout& layout) {
   for (size_t u = 0; u < layout.units.size(); ++u) {
     int64_t bytes = 0;
     int64_t trainable = 0;
+    int64_t gradients = 0;
     bool frozen_seen = false;
     for (const int b : layout.of_unit[u]) {
       const Bucket& bucket = layout.buckets[static_cast<size_t>(b)];
@@ -121,10 +126,14 @@ void expect_sums(const Layout& layout) {
       frozen_seen = frozen_seen || !bucket.trainable;
       bytes += bucket.padded_numel * static_cast<int64_t>(dtype_bytes(bucket.dtype));
       trainable += bucket.trainable ? bucket.padded_numel : 0;
+      if (bucket.trainable) {
+        gradients += bucket.padded_numel * static_cast<int64_t>(dtype_bytes(bucket.reduce_dtype));
+      }
       ++listed;
     }
     EXPECT_EQ(layout.unit_bytes(static_cast<int>(u)), bytes);
     EXPECT_EQ(layout.trainable_numel(static_cast<int>(u)), trainable);
+    EXPECT_EQ(layout.gradient_bytes(static_cast<int>(u)), gradients);
   }
   EXPECT_EQ(listed, layout.buckets.size());
 }
@@ -165,8 +174,11 @@ TEST(LayoutTest, ScalarsAndEmptyParametersAreLegal) {
   ASSERT_EQ(bucket.segments.size(), 3U);
   EXPECT_EQ(bucket.segments[0].numel, 1);
   EXPECT_EQ(bucket.segments[1].numel, 0);
-  EXPECT_EQ(bucket.segments[2].begin, 128);
-  EXPECT_EQ(slices_of(layout, 0).size(), 2U);
+  EXPECT_EQ(bucket.segments[1].begin, 256);
+  EXPECT_EQ(bucket.segments[2].begin, 256) << "what is empty takes no room";
+  ASSERT_EQ(slices_of(layout, 0).size(), 1U) << "the scalar";
+  ASSERT_EQ(slices_of(layout, 1).size(), 1U);
+  EXPECT_EQ(slices_of(layout, 1)[0].segment, 2);
 }
 
 TEST(LayoutTest, OnlyEmptyParametersMakeAnEmptyBucket) {
@@ -188,6 +200,45 @@ TEST(LayoutTest, DtypeAndTrainabilityPartBuckets) {
   EXPECT_EQ(layout.buckets[0].dtype, DType::kBF16);
   EXPECT_EQ(layout.buckets[1].dtype, DType::kF32);
   EXPECT_FALSE(layout.buckets[2].trainable);
+}
+
+TEST(LayoutTest, AReduceDtypeOfItsOwnPartsBuckets) {
+  const Layout layout = make_layout({{"",
+                                      {{"a", {8}, DType::kBF16},
+                                       {"router", {8}, DType::kBF16, true, 0, DType::kF32},
+                                       {"b", {8}, DType::kBF16, true, 0, DType::kBF16}}}},
+                                    {1, 2});
+  ASSERT_EQ(layout.buckets.size(), 2U);
+  EXPECT_EQ(layout.buckets[0].segments.size(), 2U) << "bf16 without and with saying so";
+  EXPECT_EQ(layout.buckets[0].gradient_bytes(), 512 * 2);
+  EXPECT_EQ(layout.buckets[1].dtype, DType::kBF16);
+  EXPECT_EQ(layout.buckets[1].reduce_dtype, DType::kF32);
+  EXPECT_EQ(layout.buckets[1].padded_bytes(), 512 * 2);
+  EXPECT_EQ(layout.buckets[1].gradient_bytes(), 512 * 4);
+  EXPECT_EQ(layout.gradient_bytes(0), 512 * 6);
+}
+
+TEST(LayoutTest, UnitsLieInsideEachOther) {
+  const Layout layout = make_layout(
+      {{"", {}}, {"a", {}}, {"a.b", {}, 1}, {"a.b.c", {}, 2}, {"d", {}}, {"a.e", {}, 1}}, {1, 2});
+  EXPECT_EQ(layout.nesting_depth(), 3);
+  for (int unit = 0; unit < 6; ++unit) {
+    EXPECT_TRUE(layout.contains(0, unit)) << unit;
+    EXPECT_TRUE(layout.contains(unit, unit)) << unit;
+  }
+  EXPECT_TRUE(layout.contains(1, 3));
+  EXPECT_TRUE(layout.contains(2, 3));
+  EXPECT_FALSE(layout.contains(3, 2));
+  EXPECT_FALSE(layout.contains(4, 3));
+  EXPECT_FALSE(layout.contains(2, 5));
+  EXPECT_EQ(make_layout({{"", {}}}, {1, 1}).nesting_depth(), 0);
+}
+
+TEST(LayoutTest, AUnitInsideALaterOneIsRefused) {
+  for (const int parent : {1, 2, -1}) {
+    EXPECT_THROW(make_layout({{"", {}}, {"a", {}, parent}, {"b", {}}}, {1, 1}), ConfigError)
+        << parent;
+  }
 }
 
 TEST(LayoutTest, TwoParametersOfOneNameAreRefused) {

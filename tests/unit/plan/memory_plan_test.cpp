@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
+#include "libfsdp/base/checked.h"
 #include "libfsdp/base/error.h"
 
 namespace fsdp::plan {
@@ -23,58 +26,157 @@ Placement slots(int shard) {
   return placement;
 }
 
+// Two bytes beside a 16-bit parameter, `optimizer` bytes of state an element.
+StateBytes state_of(int64_t optimizer) {
+  return {.master = [](const Bucket& b) { return b.dtype == DType::kBF16 ? b.shard_numel * 2 : 0; },
+          .optimizer =
+              [optimizer](const Bucket& b) {
+                return checked_mul<ConfigError>(b.shard_numel, optimizer, "optimizer state");
+              }};
+}
+
 TEST(MemoryPlanTest, AddsUpTheCategories) {
-  const MemoryPlan plan = plan_memory(small_layout(2), slots(2), true, 8);
+  const MemoryPlan plan = plan_memory(small_layout(2), slots(2), state_of(8));
   // Shards of 2 ranks, rounded up to 256: root 512, a.w 2560, a.f 256, b.w 512.
   const int64_t trainable = 512 + 2560 + 512;
   EXPECT_EQ(plan.parameter_shards, trainable * 2 + 256 * 4);
-  EXPECT_EQ(plan.master_remainders, trainable * 2);
+  EXPECT_EQ(plan.masters, trainable * 2);
   EXPECT_EQ(plan.gradient_shards, trainable * 4);
   EXPECT_EQ(plan.optimizer_state, trainable * 8);
-  EXPECT_EQ(plan.gather_slots, 2 * (5120 * 2 + 512 * 4));
-  EXPECT_EQ(plan.gradient_slots, 5120 * 2);
-  EXPECT_EQ(plan.root_slots, 2 * 1024 * 2);
+  // Slots in whole pages: 5120 x 2 + 512 x 4 = three pages, 1024 x 2 = one.
+  EXPECT_EQ(plan.gather_slots, (3 + 1) * 4096);
+  EXPECT_EQ(plan.gradient_slots, 3 * 4096) << "5120 x 2";
+  EXPECT_EQ(plan.root_slots, 2 * 4096);
   EXPECT_EQ(plan.transient(), plan.gather_slots + plan.gradient_slots + plan.root_slots);
-  EXPECT_EQ(plan.total(), plan.parameter_shards + plan.master_remainders + plan.gradient_shards +
+  EXPECT_EQ(plan.total(), plan.parameter_shards + plan.masters + plan.gradient_shards +
                               plan.optimizer_state + plan.transient());
 }
 
-TEST(MemoryPlanTest, RemaindersOnlyForSplitBf16) {
-  EXPECT_EQ(plan_memory(small_layout(2), slots(2), false, 8).master_remainders, 0);
-  const Layout f32 = make_layout({{"", {{"w", {1000}, DType::kF32}}}}, {1, 2});
-  EXPECT_EQ(plan_memory(f32, slots(2), true, 8).master_remainders, 0);
+TEST(MemoryPlanTest, WhereParametersLieInPlaceThereAreNoGatherSlots) {
+  for (const Home home : {Home::kResident, Home::kShared}) {
+    Placement placement = slots(2);
+    placement.home = home;
+    const MemoryPlan plan = plan_memory(small_layout(2), placement, state_of(8));
+    EXPECT_EQ(plan.gather_slots, 0);
+    EXPECT_EQ(plan.gradient_slots, 3 * 4096);
+    EXPECT_EQ(plan.root_slots, 4096) << "the root's gradient slot alone";
+    EXPECT_EQ(plan.parameter_shards, (512 + 2560 + 512) * 2 + 256 * 4);
+  }
 }
 
-TEST(MemoryPlanTest, ResidentHomesHaveNoGatherSlots) {
-  Placement placement = slots(1);
-  placement.home = Home::kResident;
-  const MemoryPlan plan = plan_memory(small_layout(1), placement, false, 8);
-  EXPECT_EQ(plan.gather_slots, 0);
-  EXPECT_EQ(plan.gradient_slots, 5120 * 2);
-  EXPECT_EQ(plan.root_slots, 1024 * 2) << "the root's gradient slot alone";
+TEST(MemoryPlanTest, UnshardedSumsHaveAGradientSlotForEachUnit) {
+  Placement placement = slots(2);
+  placement.accumulation = Accumulation::kUnsharded;
+  EXPECT_EQ(plan_memory(small_layout(2), placement, state_of(8)).gradient_slots, (3 + 1) * 4096);
 }
 
 TEST(MemoryPlanTest, AModelOfARootAloneNeedsItsSlotsOnly) {
-  const Layout layout = make_layout({{"", {{"w", {512}, DType::kF32}}}}, {1, 2});
-  const MemoryPlan plan = plan_memory(layout, slots(2), false, 0);
+  const Layout layout = make_layout({{"", {{"w", {4096}, DType::kF32}}}}, {1, 2});
+  const MemoryPlan plan = plan_memory(layout, slots(2), state_of(0));
   EXPECT_EQ(plan.gather_slots, 0);
   EXPECT_EQ(plan.gradient_slots, 0);
-  EXPECT_EQ(plan.root_slots, 2 * 512 * 4);
+  EXPECT_EQ(plan.root_slots, 2 * 4096 * 4);
 }
 
 TEST(MemoryPlanTest, OverflowIsAnError) {
   const Layout layout = make_layout({{"", {{"w", {int64_t{1} << 60}, DType::kBF16}}}}, {1, 1});
-  EXPECT_THROW(plan_memory(layout, slots(1), false, 16), ConfigError);
+  EXPECT_THROW(plan_memory(layout, slots(1), state_of(16)), ConfigError);
 }
 
 TEST(MemoryPlanTest, TextNamesEveryCategory) {
-  const std::string text = plan_memory(small_layout(2), slots(2), true, 8).to_string();
-  for (const char* name :
-       {"parameter shards", "master remainders", "gradient shards", "optimizer state",
-        "gather slots", "gradient slots", "root's slots", "total"}) {
+  const std::string text = plan_memory(small_layout(2), slots(2), state_of(8)).to_string();
+  for (const char* name : {"parameter shards", "masters", "gradient shards", "optimizer state",
+                           "gather slots", "gradient slots", "root's slots", "total"}) {
     EXPECT_NE(text.find(name), std::string::npos) << name;
   }
   EXPECT_NE(text.find("28.00 KiB"), std::string::npos) << "optimizer state in\n" << text;
+}
+
+// `units` units of one page of bf16 a rank, inside each other in pairs.
+Layout even_layout(int units) {
+  std::vector<UnitSpec> specs = {{"", {}}};
+  for (int unit = 1; unit <= units; ++unit) {
+    specs.push_back({cat("u", unit),
+                     {{cat("u", unit, ".w"), {4096}, DType::kBF16}},
+                     unit % 2 == 0 ? unit - 1 : 0});
+  }
+  return make_layout(std::move(specs), {1, 2});
+}
+
+int64_t total(const Layout& layout, Placement placement, int slots, int kept) {
+  placement.slots = slots;
+  placement.kept_units = kept;
+  return plan_memory(layout, placement, state_of(8)).total();
+}
+
+TEST(FitToBudgetTest, KeepsAsManyUnitsAsFit) {
+  const Layout layout = even_layout(6);
+  for (const int kept_before : {0, 4, 6}) {
+    Placement placement = slots(2);
+    placement.slots = std::min(3, 6 - kept_before);
+    placement.kept_units = kept_before;
+    for (int kept = 0; kept <= 6; ++kept) {
+      const int turns = std::min(3, 6 - kept);
+      const int64_t exactly = total(layout, placement, turns, kept);
+      // As many slots as units are as many as are kept: the larger number is the better one.
+      const int most = kept >= 3 ? 6 : kept;
+      const Placement fits = fit_to_budget(layout, placement, state_of(8), exactly);
+      EXPECT_EQ(fits.kept_units, most) << kept;
+      EXPECT_EQ(fits.slots, std::min(3, 6 - most)) << kept;
+      if (most != kept) continue;
+      if (kept == 0) {
+        EXPECT_THROW(fit_to_budget(layout, placement, state_of(8), exactly - 1), DoesNotFitError);
+      } else if (kept < 3) {
+        EXPECT_EQ(fit_to_budget(layout, placement, state_of(8), exactly - 1).kept_units, kept - 1);
+      }
+    }
+  }
+}
+
+TEST(FitToBudgetTest, NeverPlansMoreThanTheBudget) {
+  const Layout layout = small_layout(2);
+  for (const int64_t budget : {60'000, 64'000, 70'000, 80'000, 100'000}) {
+    for (const int kept : {0, 2}) {
+      Placement placement = slots(2);
+      placement.slots = 2 - kept;
+      placement.kept_units = kept;
+      try {
+        const Placement fits = fit_to_budget(layout, placement, state_of(8), budget);
+        EXPECT_LE(plan_memory(layout, fits, state_of(8)).total(), budget);
+      } catch (const DoesNotFitError&) {
+        EXPECT_LT(budget, total(layout, placement, 2, 0));
+      }
+    }
+  }
+}
+
+TEST(FitToBudgetTest, OneForcedSlotStaysOne) {
+  const Layout layout = small_layout(2);
+  Placement placement = slots(2);
+  placement.slots = 1;
+  const int64_t least = total(layout, placement, 1, 0);
+  const Placement fits = fit_to_budget(layout, placement, state_of(8), least);
+  EXPECT_EQ(fits.kept_units, 0);
+  EXPECT_EQ(fits.slots, 1);
+}
+
+TEST(FitToBudgetTest, KeepsNothingWhereNothingIsGathered) {
+  Placement placement = slots(2);
+  placement.home = Home::kShared;
+  const Placement fits = fit_to_budget(small_layout(2), placement, state_of(8), 1 << 30);
+  EXPECT_EQ(fits.kept_units, 0);
+  EXPECT_THROW(fit_to_budget(small_layout(2), placement, state_of(8), 1000), DoesNotFitError);
+}
+
+TEST(FitToBudgetTest, TellsWhatItNeedsAndWhatItGot) {
+  try {
+    fit_to_budget(small_layout(2), slots(2), state_of(8), 2048);
+    FAIL() << "accepted";
+  } catch (const DoesNotFitError& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find("at least "), std::string::npos) << text;
+    EXPECT_NE(text.find("2.00 KiB"), std::string::npos) << text;
+  }
 }
 
 }  // namespace

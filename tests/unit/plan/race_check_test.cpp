@@ -2,6 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <string_view>
+
 #include "libfsdp/base/error.h"
 #include "tests/unit/plan/mutations.h"
 #include "tests/unit/plan/schedule_cases.h"
@@ -15,13 +20,26 @@ std::string first_race(const Schedule& schedule, int ranks) {
   return races.empty() ? "" : races.front().to_string(schedule);
 }
 
+// FSDP_TEST_SCALE=long draws ten times as many models.
+unsigned draws(unsigned number) {
+  const char* scale = std::getenv("FSDP_TEST_SCALE");
+  return number * (scale != nullptr && std::string_view(scale) == "long" ? 10 : 1);
+}
+
+// A number of ranks on which every dependency counts: shard groups of several, where that matters.
+int ranks_that_need_all(std::mt19937& random, const Schedule& schedule) {
+  const int replicate = schedule.mesh.replicate;
+  return replicate * (2 + static_cast<int>(random() % (replicate == 1 ? 3 : 2)));
+}
+
 int some_ranks(std::mt19937& random, const Schedule& schedule) {
   const int replicate = schedule.mesh.replicate;
-  return replicate * (1 + static_cast<int>(random() % static_cast<unsigned>(4 / replicate)));
+  return replicate *
+         (1 + static_cast<int>(random() % static_cast<unsigned>(replicate == 1 ? 4 : 2)));
 }
 
 TEST(RaceCheckTest, CompiledSchedulesAreSafeOnAnyNumberOfRanks) {
-  for (unsigned seed = 0; seed < 150; ++seed) {
+  for (unsigned seed = 0; seed < draws(150); ++seed) {
     std::mt19937 random(seed);
     const ScheduleInput input = random_input(random, seed % 10 == 0 ? 40 : 12);
     const Schedule schedule = compile(input);
@@ -34,10 +52,60 @@ TEST(RaceCheckTest, CompiledSchedulesAreSafeOnAnyNumberOfRanks) {
 TEST(RaceCheckTest, EveryStrategyIsSafe) {
   for (const std::string_view name : strategy_names()) {
     for (int ranks = 1; ranks <= 4; ++ranks) {
-      for (const bool force : {false, true}) {
-        ScheduleInput input = simple_input(7, 1, 1, 3);
-        input.placement = place(strategy_from_name(name), ranks, 7, {.force_slot_home = force});
-        EXPECT_EQ(first_race(compile(input), ranks), "") << name << " on " << ranks;
+      for (const bool share : {false, true}) {
+        const PlaceInput where{
+            .ranks = ranks, .ranks_per_host = ranks, .can_share = share, .units = 7};
+        for (const bool force : {false, true}) {
+          const Placement placement =
+              place(strategy_from_name(name), where, {.force_slot_home = force});
+          const ScheduleInput input = input_for(
+              std::vector<int>(8, 0), calls_in_order({1, 2, 3, 4, 5, 6, 7}), placement, 3);
+          EXPECT_EQ(first_race(compile(input), ranks), "") << name << " on " << ranks;
+        }
+      }
+    }
+  }
+}
+
+// Every placement of `model` that its nesting allows.
+std::vector<Placement> placements_of(const Model& model, const Mesh& mesh, Home home) {
+  const int units = static_cast<int>(model.parents.size()) - 1;
+  const int depth =
+      make_layout(make_units(model.parents, std::vector<bool>(model.parents.size())), mesh)
+          .nesting_depth();
+  std::vector<Placement> placements;
+  for (const Accumulation sums : {Accumulation::kSharded, Accumulation::kUnsharded}) {
+    for (int kept = 0; kept <= (home == Home::kSlot ? units : 0); ++kept) {
+      for (const int slots : {depth, depth + 1}) {
+        placements.push_back({.mesh = mesh,
+                              .home = home,
+                              .slots = std::min(slots, units),
+                              .kept_units = kept,
+                              .gradient_slots = 1 + kept % 2,
+                              .accumulation = sums});
+        if (home != Home::kSlot) break;
+      }
+    }
+  }
+  return placements;
+}
+
+TEST(RaceCheckTest, KnownModelsAreSafeInEveryPlacement) {
+  constexpr Mesh kMeshes[] = {{1, 2}, {1, 3}, {2, 2}, {4, 2}, {1, 8}, {4, 1}};
+  for (const Model& model : known_models()) {
+    for (const Mesh& mesh : kMeshes) {
+      for (const Home home : {Home::kSlot, Home::kShared, Home::kResident}) {
+        if ((home == Home::kResident) != (mesh.shard == 1)) continue;
+        for (const Placement& placement : placements_of(model, mesh, home)) {
+          for (int micro_batches = 1; micro_batches <= (mesh.size() > 4 ? 2 : 5); ++micro_batches) {
+            ScheduleInput input = input_for(model.parents, model.calls, placement, micro_batches);
+            for (const bool recompute : {false, true}) {
+              input.recompute = recompute;
+              ASSERT_EQ(first_race(compile(input), mesh.size()), "")
+                  << model.name << ": " << describe(input);
+            }
+          }
+        }
       }
     }
   }
@@ -45,11 +113,11 @@ TEST(RaceCheckTest, EveryStrategyIsSafe) {
 
 TEST(RaceCheckTest, EverySingleDependencyIsNeeded) {
   int dependencies = 0;
-  for (unsigned seed = 0; seed < 60; ++seed) {
+  for (unsigned seed = 0; seed < draws(60); ++seed) {
     std::mt19937 random(seed + 1000);
     const ScheduleInput input = random_input(random, 7);
     const Schedule schedule = compile(input);
-    const int ranks = schedule.mesh.replicate > 1 ? 4 : 2 + static_cast<int>(random() % 3);
+    const int ranks = ranks_that_need_all(random, schedule);
     for (const Mutation& mutation : dropped_dependencies(schedule)) {
       ++dependencies;
       ASSERT_NE(first_race(mutation.schedule, ranks), "")
@@ -60,15 +128,15 @@ TEST(RaceCheckTest, EverySingleDependencyIsNeeded) {
   EXPECT_GT(dependencies, 500);
 }
 
-TEST(RaceCheckTest, EveryGatherReduceAndEndOfStepIsNeeded) {
-  for (unsigned seed = 0; seed < 60; ++seed) {
+TEST(RaceCheckTest, EveryGatherReduceCollectFenceAndEndOfStepIsNeeded) {
+  for (unsigned seed = 0; seed < draws(60); ++seed) {
     std::mt19937 random(seed + 2000);
     const ScheduleInput input = random_input(random, 7);
     const Schedule schedule = compile(input);
-    for (const OpKind kind :
-         {OpKind::kGather, OpKind::kReduce, OpKind::kPacket, OpKind::kOptimizer}) {
+    for (const OpKind kind : {OpKind::kFence, OpKind::kGather, OpKind::kCollect, OpKind::kReduce,
+                              OpKind::kPacket, OpKind::kOptimizer}) {
       for (const Mutation& mutation : dropped_ops(schedule, kind)) {
-        ASSERT_NE(first_race(mutation.schedule, 4), "")
+        ASSERT_NE(first_race(mutation.schedule, 2 * schedule.mesh.replicate), "")
             << mutation.what << ": " << describe(input) << "\n"
             << schedule.to_string();
       }
@@ -78,9 +146,9 @@ TEST(RaceCheckTest, EveryGatherReduceAndEndOfStepIsNeeded) {
 
 TEST(RaceCheckTest, MissingGatherBeforeBackwardIsReportedAsWrongContents) {
   const Schedule schedule = compile(simple_input(3, 2, 2, 1));
-  const int again = 9;
-  ASSERT_EQ(schedule.ops[again].kind, OpKind::kGather);
-  ASSERT_EQ(schedule.ops[again].unit, 1);
+  const int again = find_op(schedule, OpKind::kBackward, 3) + 1;
+  ASSERT_EQ(schedule.ops[static_cast<size_t>(again)].kind, OpKind::kGather);
+  ASSERT_EQ(schedule.ops[static_cast<size_t>(again)].unit, 1);
   const std::string text = first_race(without_op(schedule, again), 2);
   EXPECT_NE(text.find("backward of unit 1"), std::string::npos) << text;
   EXPECT_NE(text.find("needs unit 1 of this step, the slot holds unit 3"), std::string::npos)
@@ -100,10 +168,8 @@ TEST(RaceCheckTest, GatherBeforeTheLastReaderOfItsSlotIsReported) {
 }
 
 TEST(RaceCheckTest, OptimizerBeforeThePacketIsReported) {
-  for (const Home home : {Home::kSlot, Home::kResident}) {
-    ScheduleInput input = simple_input(3, 2, 2, 1);
-    input.placement.home = home;
-    Schedule schedule = compile(input);
+  for (const Home home : {Home::kSlot, Home::kResident, Home::kShared}) {
+    Schedule schedule = compile(with_home(simple_input(3, 2, 2, 1), home));
     const int packet = find_op(schedule, OpKind::kPacket, -1);
     EXPECT_NE(first_race(with_op_moved(schedule, packet, packet + 1), 2), "");
     // Even where it waits for everything that the packet waits for.
@@ -114,28 +180,82 @@ TEST(RaceCheckTest, OptimizerBeforeThePacketIsReported) {
 }
 
 TEST(RaceCheckTest, OnlyPeersMakeReleasedMoreThanFinished) {
-  Schedule schedule = compile(simple_input(3, 2, 1, 1));
-  int changed = 0;
-  for (Op& op : schedule.ops) {
-    for (Dependency& dependency : op.after) {
-      if (dependency.moment != Moment::kReleased) continue;
-      dependency.moment = Moment::kFinished;
-      ++changed;
+  for (const Mesh& mesh : {Mesh{1, 2}, Mesh{2, 1}}) {
+    ScheduleInput input = simple_input(3, 2, 1, 1);
+    input.placement.mesh = mesh;
+    Schedule schedule = compile(input);
+    int changed = 0;
+    for (Op& op : schedule.ops) {
+      for (Dependency& dependency : op.after) {
+        if (dependency.moment != Moment::kReleased) continue;
+        dependency.moment = Moment::kFinished;
+        ++changed;
+      }
     }
+    ASSERT_GT(changed, 0);
+    const std::string text = first_race(schedule, 2);
+    EXPECT_NE(text.find("gradient slot 0 of rank "), std::string::npos) << text;
+    if (mesh.replicate > 1) continue;  // The peers of a reduction are those of other replicas too.
+    EXPECT_EQ(first_race(schedule, 1), "");
   }
-  ASSERT_GT(changed, 0);
-  EXPECT_EQ(first_race(schedule, 1), "");
-  const std::string text = first_race(schedule, 2);
-  EXPECT_NE(text.find("gradient slot 0 of rank "), std::string::npos) << text;
 }
 
 TEST(RaceCheckTest, AccumulationFlagsAreChecked) {
-  const Schedule schedule = compile(simple_input(2, 1, 1, 2));
-  for (size_t i = 0; i < schedule.ops.size(); ++i) {
-    if (schedule.ops[i].kind != OpKind::kReduce) continue;
-    Schedule flipped = schedule;
-    flipped.ops[i].accumulate = !flipped.ops[i].accumulate;
-    EXPECT_NE(first_race(flipped, 2), "") << "operation " << i;
+  for (const Accumulation sums : {Accumulation::kSharded, Accumulation::kUnsharded}) {
+    const Schedule schedule = compile(
+        input_for({0, 0, 0}, calls_in_order({1, 2}),
+                  {.mesh = {1, 2}, .slots = 1, .gradient_slots = 1, .accumulation = sums}, 2));
+    ASSERT_EQ(first_race(schedule, 2), "");
+    for (size_t i = 0; i < schedule.ops.size(); ++i) {
+      const Op& op = schedule.ops[i];
+      if (op.kind != OpKind::kReduce && op.kind != OpKind::kCollect) continue;
+      Schedule flipped = schedule;
+      flipped.ops[i].accumulate = !op.accumulate;
+      EXPECT_NE(first_race(flipped, 2), "") << "operation " << i;
+    }
+  }
+}
+
+// Readers of the shared home are other ranks' compute: the fence lets them begin, the packet says
+// that they are over. Over replicas the fence is of the shard group alone.
+TEST(RaceCheckTest, InTheSharedHomeFenceAndPacketPartPeersFromTheOptimizer) {
+  for (const Mesh& mesh : {Mesh{1, 2}, Mesh{2, 2}, Mesh{2, 4}}) {
+    const Schedule schedule =
+        compile(input_for({0, 0, 1}, {{0}, {1, 0}, {2, 1}},
+                          {.mesh = mesh, .home = Home::kShared, .gradient_slots = 1}, 2));
+    ASSERT_EQ(first_race(schedule, mesh.size()), "");
+    EXPECT_EQ(first_race(schedule, mesh.replicate), "") << "groups of one";
+    const Schedule open = without_op(schedule, find_op(schedule, OpKind::kFence, -1));
+    const std::string unfenced = first_race(open, mesh.size());
+    EXPECT_NE(unfenced.find("forward of unit 0"), std::string::npos) << unfenced;
+    EXPECT_NE(unfenced.find("(optimizer"), std::string::npos) << unfenced;
+    EXPECT_EQ(first_race(open, mesh.replicate), "") << "groups of one";
+    // A packet before the last reader orders that one no more.
+    const int packet = find_op(schedule, OpKind::kPacket, -1);
+    const int last = find_op(schedule, OpKind::kBackward, 0, 1);
+    const std::string late = first_race(with_op_moved(schedule, last, packet), mesh.size());
+    EXPECT_NE(late.find("(optimizer, micro-batch 1) on rank "), std::string::npos) << late;
+    EXPECT_NE(late.find("writes shard of unit 0"), std::string::npos) << late;
+  }
+}
+
+TEST(RaceCheckTest, ManyUnitsCompileAndAreCheckedQuickly) {
+  for (const Home home : {Home::kSlot, Home::kShared}) {
+    for (const int micro_batches : {1, 8}) {
+      const ScheduleInput input = with_home(simple_input(512, 2, 2, micro_batches), home);
+      const auto begin = std::chrono::steady_clock::now();
+      const Schedule schedule = compile(input);
+      const auto compiled = std::chrono::steady_clock::now();
+      ASSERT_EQ(first_race(schedule, 2), "");
+      const auto checked = std::chrono::steady_clock::now();
+      const std::chrono::duration<double> compile_s = compiled - begin;
+      const std::chrono::duration<double> check_s = checked - compiled;
+      RecordProperty(cat("compile_ms_", static_cast<int>(home), "_", micro_batches),
+                     static_cast<int>(1e3 * compile_s.count()));
+      // Far more than either needs, far less than anything quadratic would.
+      EXPECT_LT(compile_s.count(), 1.0) << schedule.ops.size() << " operations";
+      EXPECT_LT(check_s.count(), 5.0) << schedule.ops.size() << " operations";
+    }
   }
 }
 
@@ -148,7 +268,7 @@ TEST(RaceCheckTest, RefusesRanksThatTheMeshCannotHold) {
 
 // The simulation knows nothing of clocks: it plays the schedule and looks at the data.
 TEST(RaceCheckTest, SafeSchedulesPlayWithoutFaultInAnyOrderOfEvents) {
-  for (unsigned seed = 0; seed < 150; ++seed) {
+  for (unsigned seed = 0; seed < draws(150); ++seed) {
     std::mt19937 random(seed + 3000);
     const ScheduleInput input = random_input(random, 6);
     const Schedule schedule = compile(input);
@@ -164,7 +284,7 @@ TEST(RaceCheckTest, WhatTheCheckerAcceptsAfterAMutationPlaysWithoutFault) {
   int accepted = 0;
   int refused_with_fault = 0;
   int refused = 0;
-  for (unsigned seed = 0; seed < 25; ++seed) {
+  for (unsigned seed = 0; seed < draws(25); ++seed) {
     std::mt19937 random(seed + 4000);
     const ScheduleInput input = random_input(random, 4);
     const Schedule schedule = compile(input);
@@ -173,10 +293,11 @@ TEST(RaceCheckTest, WhatTheCheckerAcceptsAfterAMutationPlaysWithoutFault) {
       mutations.insert(mutations.end(), more.begin(), more.end());
     }
     for (const Mutation& mutation : mutations) {
-      const bool safe = find_races(mutation.schedule, 4).empty();
+      const int ranks = 2 * schedule.mesh.replicate;
+      const bool safe = find_races(mutation.schedule, ranks).empty();
       std::string fault;
       for (unsigned run = 0; run < 6 && fault.empty(); ++run)
-        fault = simulate(mutation.schedule, 4, 2, seed + 100 * run);
+        fault = simulate(mutation.schedule, ranks, 2, seed + 100 * run);
       if (safe) {
         ++accepted;
         ASSERT_EQ(fault, "") << mutation.what << ": " << describe(input) << "\n"

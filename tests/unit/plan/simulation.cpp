@@ -12,10 +12,10 @@
 namespace fsdp::plan {
 namespace {
 
-constexpr int kRoot = 0;
 constexpr int kTorn = -7;
 
-// What a buffer holds: parameters of `unit` after `version` updates, or `parts` sums of gradients.
+// What a buffer holds: parameters of `unit` after `version` updates, or the sum of gradients of
+// `parts` micro-batches, the last one being `micro_batch`. While it is written: whose write it is.
 struct Tag {
   int unit = -1;
   int version = 0;
@@ -31,8 +31,9 @@ struct Rank {
   Cells shards, slots, gradient_slots, gradient_shards;
   // Positions count through the steps; the next of each stream, and what is under way.
   int next_compute = 0, next_post = 0, next_exec = 0;
-  bool packet_posted = false, computing = false, copying = false;
+  bool posted = false, computing = false, copying = false;  // Posted: a collective of compute.
   std::vector<bool> finished;
+  std::map<int, int> collecting;  // By position of a kCollect under way: parts that were there.
   int compute_weight = 1, comm_weight = 1;
 };
 
@@ -47,7 +48,9 @@ class World {
       for (const Access& access : op.accesses) {
         if (access.buffer == BufferKind::kShard && access.write) updated_.insert(access.index);
       }
+      if (op.kind == OpKind::kCollect && op.accumulate) unsharded_units_.insert(op.unit);
     }
+    find_micro_batches();
     for (int r = 0; r < ranks; ++r) {
       Rank rank;
       rank.finished.resize(static_cast<size_t>(end_));
@@ -69,6 +72,7 @@ class World {
         if (can_post(r) || can_copy(r)) {
           enabled.insert(enabled.end(), static_cast<size_t>(rank.comm_weight), {r, true});
         }
+        if (random_() % 2 == 0) collect_early(r);
       }
       if (enabled.empty()) return done() ? "" : "deadlock";
       const auto [r, is_comm] = enabled[random_() % enabled.size()];
@@ -98,11 +102,14 @@ class World {
     });
   }
 
+  static bool within(OpKind kind) { return kind != OpKind::kReduce && kind != OpKind::kPacket; }
+  static bool posts(OpKind kind) { return kind == OpKind::kPacket || kind == OpKind::kFence; }
+
   std::vector<int> members(int position, int r) const {
     const int group = size() / schedule_.mesh.replicate;
     std::vector<int> list;
     for (int q = 0; q < size(); ++q) {
-      if (op(position).kind != OpKind::kGather || q / group == r / group) list.push_back(q);
+      if (!within(op(position).kind) || q / group == r / group) list.push_back(q);
     }
     return list;
   }
@@ -124,10 +131,12 @@ class World {
     const Rank& rank = ranks_[static_cast<size_t>(r)];
     if (rank.next_compute == end_) return false;
     if (rank.computing) return true;
-    if (!rank.packet_posted) return ready(rank.next_compute, r);
-    return std::all_of(ranks_.begin(), ranks_.end(), [&](const Rank& other) {
+    if (!rank.posted) return ready(rank.next_compute, r);
+    const std::vector<int> group = members(rank.next_compute, r);
+    return std::all_of(group.begin(), group.end(), [&](int q) {
+      const Rank& other = ranks_[static_cast<size_t>(q)];
       return other.next_compute > rank.next_compute ||
-             (other.next_compute == rank.next_compute && other.packet_posted);
+             (other.next_compute == rank.next_compute && other.posted);
     });
   }
 
@@ -149,16 +158,39 @@ class World {
   void advance_compute(int r) {
     Rank& rank = ranks_[static_cast<size_t>(r)];
     const int position = rank.next_compute;
-    if (op(position).kind == OpKind::kPacket && !rank.packet_posted) {
-      rank.packet_posted = true;
+    if (posts(op(position).kind) && !rank.posted) {
+      rank.posted = true;
       return;
     }
     perform(position, r, rank.computing);
     rank.computing = !rank.computing;
     if (rank.computing) return;
-    rank.packet_posted = false;
+    rank.posted = false;
     rank.finished[static_cast<size_t>(position)] = true;
     rank.next_compute = following(position, false);
+  }
+
+  // Notes for each compute operation the last one before its micro-batch.
+  void find_micro_batches() {
+    before_micro_batch_.assign(static_cast<size_t>(end_), -1);
+    int last = -1;
+    int before = -1;
+    for (int p = following(-1, false); p < end_; p = following(p, false)) {
+      if (last >= 0 && (op(p).micro_batch != op(last).micro_batch || step(p) != step(last)))
+        before = last;
+      before_micro_batch_[static_cast<size_t>(p)] = before;
+      last = p;
+    }
+  }
+
+  // Gradients that arrive before the stream has come to their collection.
+  void collect_early(int r) {
+    Rank& rank = ranks_[static_cast<size_t>(r)];
+    for (int p = rank.next_compute; p < end_; p = following(p, false)) {
+      const int before = before_micro_batch_[static_cast<size_t>(p)];
+      if (before >= 0 && !rank.finished[static_cast<size_t>(before)]) return;
+      if (op(p).kind == OpKind::kCollect && ready(p, r) && random_() % 2 == 0) begin_collect(p, r);
+    }
   }
 
   void advance_comm(int r) {
@@ -181,19 +213,28 @@ class World {
                  " found unit ", found.unit, " version ", found.version, " in ", where);
   }
 
-  // The old value is returned; the new one is there when the operation is over.
-  static void write(Tag& cell, const Tag& value, bool over) {
-    cell = over ? value : Tag{.unit = kTorn};
+  // The new value is there when the operation is over, and torn before.
+  void write(Tag& cell, const Tag& value, int position, int r, bool over) {
+    const Tag torn{.unit = kTorn, .version = position};
+    if (over && cell != torn && wrong_.empty()) {
+      wrong_ = cat("operation ", position % num_ops_, " of step ", step(position), " on rank ", r,
+                   " is not alone in writing");
+    }
+    cell = over ? value : torn;
   }
 
   void perform(int position, int r, bool over) {
     switch (op(position).kind) {
+      case OpKind::kFence:
+        return;
       case OpKind::kGather:
         return gather(position, r, over);
       case OpKind::kForward:
-        return parameters(position, r);
       case OpKind::kBackward:
-        return backward(position, r, over);
+        return parameters(position, r);
+      case OpKind::kCollect:
+        begin_collect(position, r);
+        return over ? end_collect(position, r) : void();
       case OpKind::kReduce:
         return reduce(position, r, over);
       case OpKind::kPacket:
@@ -214,7 +255,8 @@ class World {
     const Op& o = op(position);
     for (const int q : members(position, r))
       expect(shard(q, o.unit), current(o.unit, position), "a shard", position, r);
-    write(ranks_[static_cast<size_t>(r)].slots[o.slot], current(o.unit, position), over);
+    write(ranks_[static_cast<size_t>(r)].slots[o.slot], current(o.unit, position), position, r,
+          over);
   }
 
   void parameters(int position, int r) {
@@ -222,64 +264,51 @@ class World {
     Rank& rank = ranks_[static_cast<size_t>(r)];
     if (o.slot >= 0) expect(rank.slots[o.slot], current(o.unit, position), "its slot", position, r);
     for (const Access& access : o.accesses) {
-      if (access.buffer == BufferKind::kShard) {
-        expect(shard(r, access.index), current(access.index, position), "a shard", position, r);
-      } else if (access.buffer == BufferKind::kSlot && access.index == schedule_.slots) {
-        expect(rank.slots[access.index], current(kRoot, position), "the root's slot", position, r);
+      if (access.buffer == BufferKind::kSlot) {
+        expect(rank.slots[access.index], current(access.unit, position), "a slot", position, r);
+      } else if (access.buffer == BufferKind::kShard) {
+        const Tag wanted = current(access.index, position);
+        expect(shard(r, access.index), wanted, "its shard", position, r);
+        if (!access.by_peers) continue;
+        for (const int q : members(position, r))
+          expect(shard(q, access.index), wanted, "a peer's shard", position, r);
       }
     }
   }
 
-  void add_gradients(int position, int unit, int r, int slot, bool over) {
-    Tag& cell = ranks_[static_cast<size_t>(r)].gradient_slots[slot];
-    const Tag mine{.unit = unit,
-                   .version = step(position),
-                   .micro_batch = op(position).micro_batch,
-                   .parts = 1};
-    const bool adds =
-        cell.unit == unit && cell.version == mine.version && cell.micro_batch == mine.micro_batch;
-    if (!over) old_[r] = adds ? cell.parts : 0;
-    Tag sum = mine;
-    if (unit == kRoot) sum.parts += old_[r];
-    write(cell, sum, over);
-  }
-
-  int writers_of_root(int micro_batch) const {
-    int writers = 0;
-    for (const Op& o : schedule_.ops) {
-      for (const Access& access : o.accesses) {
-        writers += o.kind == OpKind::kBackward && o.micro_batch == micro_batch &&
-                   access.buffer == BufferKind::kGradientSlot &&
-                   access.index == schedule_.gradient_slots;
-      }
-    }
-    return writers;
-  }
-
-  void backward(int position, int r, bool over) {
-    parameters(position, r);
+  void begin_collect(int position, int r) {
+    Rank& rank = ranks_[static_cast<size_t>(r)];
+    if (rank.collecting.count(position) != 0) return;
     const Op& o = op(position);
-    if (o.unit != kRoot && o.gradient_slot >= 0)
-      add_gradients(position, o.unit, r, o.gradient_slot, over);
-    for (const Access& access : o.accesses) {
-      const bool root = access.index == schedule_.gradient_slots || o.unit == kRoot;
-      if (access.buffer == BufferKind::kGradientSlot && root)
-        add_gradients(position, kRoot, r, access.index, over);
-    }
+    Tag& cell = rank.gradient_slots[o.gradient_slot];
+    const Tag before{o.unit, step(position), o.micro_batch - 1, o.micro_batch};
+    if (o.accumulate) expect(cell, before, "its gradient slot", position, r);
+    rank.collecting[position] = o.accumulate ? cell.parts : 0;
+    write(cell, {}, position, r, false);
+  }
+
+  void end_collect(int position, int r) {
+    Rank& rank = ranks_[static_cast<size_t>(r)];
+    const Op& o = op(position);
+    write(rank.gradient_slots[o.gradient_slot],
+          {o.unit, step(position), o.micro_batch, rank.collecting.at(position) + 1}, position, r,
+          true);
   }
 
   void reduce(int position, int r, bool over) {
     const Op& o = op(position);
-    const Tag wanted{o.unit, step(position), o.micro_batch,
-                     o.unit == kRoot ? writers_of_root(o.micro_batch) : 1};
+    // Every micro-batch counts once: what the shard does not have yet comes now.
+    const int there = o.accumulate ? o.micro_batch : 0;
+    const int comes = unsharded_units_.count(o.unit) != 0 ? o.micro_batch + 1 - there : 1;
+    const Tag wanted{o.unit, step(position), o.micro_batch, comes};
     for (int q = 0; q < size(); ++q) {
       expect(ranks_[static_cast<size_t>(q)].gradient_slots[o.gradient_slot], wanted,
              "a gradient slot", position, r);
     }
     Tag& cell = ranks_[static_cast<size_t>(r)].gradient_shards[o.unit];
-    const Tag before{o.unit, step(position), -1, o.micro_batch};
+    const Tag before{o.unit, step(position), -1, there};
     if (o.accumulate && !over) expect(cell, before, "its gradient shard", position, r);
-    write(cell, {o.unit, step(position), -1, o.accumulate ? o.micro_batch + 1 : 1}, over);
+    write(cell, {o.unit, step(position), -1, there + comes}, position, r, over);
   }
 
   void gradients_are_there(int position, int r) {
@@ -295,7 +324,8 @@ class World {
     gradients_are_there(position, r);
     for (const Access& access : op(position).accesses) {
       if (!access.write) continue;
-      write(shard(r, access.index), {.unit = access.index, .version = step(position) + 1}, over);
+      write(shard(r, access.index), {.unit = access.index, .version = step(position) + 1}, position,
+            r, over);
     }
   }
 
@@ -304,8 +334,9 @@ class World {
   const int end_;
   std::mt19937 random_;
   std::vector<Rank> ranks_;
-  std::set<int> updated_;   // Units that the optimizer writes.
-  std::map<int, int> old_;  // By rank: parts of the root's gradients before the backward under way.
+  std::set<int> updated_;                // Units that the optimizer writes.
+  std::set<int> unsharded_units_;        // Whose collections add.
+  std::vector<int> before_micro_batch_;  // By position of compute operations.
   std::string wrong_;
 };
 
