@@ -9,22 +9,19 @@ namespace fsdp::engine {
 namespace {
 
 constexpr size_t kMaxPlans = 32;  // A model whose order changes in every step must not fill memory.
-// The clocks of all ranks are compared with each other; faults show with few.
-constexpr int kMaxCheckedRanks = 4;
+// A schedule depends on the mesh only in whether an axis has more than one rank.
+constexpr int kCheckedPerAxis = 2;
 
 }  // namespace
 
 StepPlans::StepPlans(const plan::Layout& layout, const plan::Placement& placement,
                      const plan::SlotMap& slots, bool recompute, bool verify)
-    : ranks_(std::min(placement.mesh.size(),
-                      std::max(2, placement.mesh.replicate) * std::min(placement.mesh.shard, 2))),
-      verify_(verify) {
+    : verify_(verify) {
   for (size_t unit = 0; unit < layout.units.size(); ++unit)
     input_.trainable.push_back(layout.trainable_numel(static_cast<int>(unit)) > 0);
   input_.recompute = recompute;
   input_.placement = placement;
   input_.slots = slots;
-  if (ranks_ > kMaxCheckedRanks && placement.mesh.replicate == 1) ranks_ = kMaxCheckedRanks;
 }
 
 const StepPlan& StepPlans::find(const std::vector<plan::Call>& calls, int micro_batches) {
@@ -60,7 +57,10 @@ StepPlan StepPlans::make(const std::vector<plan::Call>& calls, int micro_batches
     plan.has_gradient[static_cast<size_t>(op.unit)] = 1;
   }
   if (verify_) {
-    const std::vector<plan::Race> races = plan::find_races(plan.schedule, ranks_);
+    plan::Schedule small = plan.schedule;
+    small.mesh = {std::min(small.mesh.replicate, kCheckedPerAxis),
+                  std::min(small.mesh.shard, kCheckedPerAxis)};
+    const std::vector<plan::Race> races = plan::find_races(small, small.mesh.size());
     check(races.empty(), races.empty() ? "" : races.front().to_string(plan.schedule));
   }
   return plan;

@@ -38,7 +38,6 @@ class StepPlans {
   StepPlan make(const std::vector<plan::Call>& calls, int micro_batches) const;
 
   plan::ScheduleInput input_;  // Without calls and micro-batches.
-  int ranks_;
   bool verify_;
   std::list<StepPlan> plans_;  // The last used first.
 };

@@ -2,9 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/_sparse_coo_tensor_unsafe.h>
-#include <ATen/ops/_unique2.h>
-#include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/silu.h>
@@ -93,35 +90,6 @@ class SwigluFunction : public torch::autograd::Function<SwigluFunction> {
   }
 };
 
-/// The gradient of `rows` rows of a table, equal ids summed in their order in fp32: sparse,
-/// coalesced.
-Tensor sparse_row_grad(const Tensor& ids, const Tensor& dy, int64_t rows) {
-  const auto [unique, place, counts] = at::_unique2(ids, /*sorted=*/true, /*return_inverse=*/true);
-  Tensor sums = at::zeros({unique.numel(), dy.size(1)}, dy.options().dtype(at::kFloat));
-  sums.index_add_(0, place, dy.to(at::kFloat));
-  return at::_sparse_coo_tensor_unsafe(unique.unsqueeze(0), sums.to(dy.scalar_type()),
-                                       {rows, dy.size(1)})
-      ._coalesced_(true);
-}
-
-class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& ids, bool tied) {
-    ctx->save_for_backward({weight, ids});
-    ctx->saved_data["tied"] = tied;
-    return weight.index_select(0, ids);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const Tensor &weight = saved[0], &ids = saved[1];
-    const bool sparse = ctx->saved_data["tied"].toBool() || weight.grad().defined();
-    if (sparse) return {sparse_row_grad(ids, grads[0], weight.size(0)), Tensor(), Tensor()};
-    return {at::embedding_dense_backward(grads[0], ids, weight.size(0), -1, false), Tensor(),
-            Tensor()};
-  }
-};
-
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
@@ -134,10 +102,6 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
 Tensor swiglu(const Tensor& gate, const Tensor& up) {
   if (on_fused_cpu(gate)) return SwigluFunction::apply(gate, up);
   return at::silu(gate) * up;
-}
-
-Tensor embedding(const Tensor& weight, const Tensor& ids, bool tied) {
-  return EmbeddingFunction::apply(weight, ids, tied);
 }
 
 }  // namespace fsdp::models

@@ -15,11 +15,4 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 /// silu(gate) * up. Keeps both.
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
 
-/// weight[ids]: ids int64 [N] -> [N, D].
-///
-/// Its gradient touches N rows, so it is a sparse tensor wherever autograd will add it to a dense
-/// one, which is in place: when the weight has a dense .grad already, or `tied` says that another
-/// operation gives one in this backward.
-at::Tensor embedding(const at::Tensor& weight, const at::Tensor& ids, bool tied);
-
 }  // namespace fsdp::models

@@ -1,9 +1,9 @@
 #include "libfsdp/models/layers.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/linear.h>
 
 #include "libfsdp/models/functions.h"
+#include "libfsdp/shard/functions.h"
 
 namespace fsdp::models {
 
@@ -13,7 +13,9 @@ LinearImpl::LinearImpl(int64_t in_features, int64_t out_features, bool with_bias
   if (with_bias) bias = register_parameter("bias", at::empty({out_features}, options));
 }
 
-at::Tensor LinearImpl::forward(const at::Tensor& input) { return at::linear(input, weight, bias); }
+at::Tensor LinearImpl::forward(const at::Tensor& input) {
+  return fsdp::linear(input, weight, bias);
+}
 
 EmbeddingImpl::EmbeddingImpl(int64_t rows, int64_t features, bool tied,
                              const at::TensorOptions& options)
@@ -21,7 +23,9 @@ EmbeddingImpl::EmbeddingImpl(int64_t rows, int64_t features, bool tied,
   weight = register_parameter("weight", at::empty({rows, features}, options));
 }
 
-at::Tensor EmbeddingImpl::forward(const at::Tensor& ids) { return embedding(weight, ids, tied_); }
+at::Tensor EmbeddingImpl::forward(const at::Tensor& ids) {
+  return fsdp::embedding(weight, ids, tied_);
+}
 
 RmsNormImpl::RmsNormImpl(int64_t features, double eps, const at::TensorOptions& options)
     : eps_(eps) {

@@ -14,11 +14,13 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/models/cpu_data.h"
 #include "libfsdp/models/cpu_loops.h"
+#include "libfsdp/shard/gradient_sink.h"
 
 namespace fsdp::models {
 namespace {
@@ -145,6 +147,68 @@ LossAndGrads run_blocks(const Tensor& hidden, const Tensor& weight, const Tensor
   return result;
 }
 
+Tensor take(AutogradContext* ctx, const char* name) {
+  const auto found = ctx->saved_data.find(name);
+  check(found != ctx->saved_data.end(), "a loss can go backward only once");
+  Tensor result = found->second.toTensor();
+  ctx->saved_data.erase(found);
+  return result;
+}
+
+/// All rows in one block: backward makes the products, so that nothing of the weight's size is kept
+/// and its gradient goes where it is wanted.
+class SmallCrossEntropy : public torch::autograd::Function<SmallCrossEntropy> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
+                        const Tensor& rows, const Tensor& targets) {
+    const Tensor h = hidden.index_select(0, rows);
+    Tensor logits = at::empty({h.size(0), weight.size(0)}, h.options());
+    const Block block(h, weight, true);
+    block.project(logits);
+    const Tensor loss = on_fused_cpu(logits) ? losses_on_cpu(logits, targets, true)
+                                             : losses_composed(logits, targets, true);
+    ctx->save_for_backward({h, weight, rows});
+    ctx->saved_data["d_logits"] =
+        logits;  // Not a saved variable: backward frees it when it is done.
+    ctx->saved_data["tokens"] = hidden.size(0);
+    return loss.to(hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &h = saved[0], &weight = saved[1], &rows = saved[2];
+    Tensor d_logits = take(ctx, "d_logits");
+    const bool unit = grads[0].device().is_cpu() && grads[0].item<double>() == 1.0;
+    if (!unit) d_logits.mul_(grads[0].to(d_logits.scalar_type()));
+    Tensor d_rows = ctx->needs_input_grad(0) ? at::empty_like(h) : Tensor();
+    Tensor d_weight;
+    bool fresh = true;
+    std::optional<GradientPlace> place;
+    if (ctx->needs_input_grad(1)) {
+      place = gradient_place(weight, d_logits.scalar_type());
+      d_weight = place ? place->tensor : at::empty_like(weight);
+      fresh = !place || !place->accumulate;
+    }
+    Block(h, weight, fresh).add_gradients(d_logits, d_rows, d_weight);
+    Tensor d_hidden;
+    if (d_rows.defined()) {
+      d_hidden = at::zeros({ctx->saved_data["tokens"].toInt(), d_rows.size(1)}, d_rows.options());
+      d_hidden.index_copy_(0, rows, d_rows);
+    }
+    return {d_hidden, place ? Tensor() : d_weight, Tensor(), Tensor()};
+  }
+};
+
+/// The gradient, or nothing when it has been copied to where it is wanted: a tied weight's would be
+/// kept to the end of backward.
+Tensor hand_over(const Tensor& weight, const Tensor& gradient) {
+  const auto place = gradient_place(weight, gradient.scalar_type());
+  if (!place) return gradient;
+  Tensor to = place->tensor;
+  place->accumulate ? to.add_(gradient) : to.copy_(gradient);
+  return {};
+}
+
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
@@ -153,7 +217,7 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
                need_weight = with_gradients && weight.requires_grad();
     LossAndGrads result =
         run_blocks(hidden.index_select(0, rows), weight, targets, need_hidden, need_weight);
-    ctx->save_for_backward({rows});
+    ctx->save_for_backward({rows, weight});
     // Not as saved variables: backward gives these tensors away, so that autograd can keep or add
     // to them in place.
     ctx->saved_data["d_rows"] = result.d_rows;
@@ -162,17 +226,10 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
     return result.loss.to(hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   }
 
-  static Tensor take(AutogradContext* ctx, const char* name) {
-    const auto found = ctx->saved_data.find(name);
-    check(found != ctx->saved_data.end(), "a loss can go backward only once");
-    Tensor result = found->second.toTensor();
-    ctx->saved_data.erase(found);
-    return result;
-  }
-
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const Tensor rows = ctx->get_saved_variables()[0];
-    const Tensor d_rows = take(ctx, "d_rows"), d_weight = take(ctx, "d_weight");
+    const Tensor d_rows = take(ctx, "d_rows");
+    Tensor d_weight = take(ctx, "d_weight");
     // The usual case, the gradient of the loss itself, costs no pass over d(weight).
     const bool unit = grads[0].device().is_cpu() && grads[0].item<double>() == 1.0;
     const auto scaled = [&](const Tensor& t) {
@@ -183,7 +240,8 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
       d_hidden = at::zeros({ctx->saved_data["tokens"].toInt(), d_rows.size(1)}, d_rows.options());
       d_hidden.index_copy_(0, rows, scaled(d_rows));
     }
-    return {d_hidden, scaled(d_weight), Tensor(), Tensor(), Tensor()};
+    if (d_weight.defined()) d_weight = hand_over(ctx->get_saved_variables()[1], scaled(d_weight));
+    return {d_hidden, d_weight, Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -192,6 +250,10 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
 Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& rows,
                             const Tensor& targets) {
   check_targets(targets, weight.size(0));
+  const bool gradient =
+      at::GradMode::is_enabled() && (hidden.requires_grad() || weight.requires_grad());
+  if (gradient && rows.numel() > 0 && rows.numel() <= rows_per_block(weight.size(0)))
+    return SmallCrossEntropy::apply(hidden, weight, rows, targets);
   return LinearCrossEntropy::apply(hidden, weight, rows, targets, at::GradMode::is_enabled());
 }
 

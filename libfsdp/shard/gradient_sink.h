@@ -18,13 +18,14 @@ struct GradientPlace {
 /// The hook of a sharded parameter, as a backward sees it.
 class GradientSink : public torch::autograd::PostAccumulateGradHook {
  public:
-  /// Where the gradient goes, counted as arrived from here on: it must be written, and the backward
-  /// returns no gradient for the parameter. None when its slot is still in use: return it instead.
-  virtual std::optional<GradientPlace> take_place() = 0;
+  /// Where a gradient of this type goes, counted as arrived from here on: it must be written, and
+  /// the backward returns none for the parameter. Nothing when its slot is still in use or has
+  /// another type: return the gradient instead.
+  virtual std::optional<GradientPlace> take_place(at::ScalarType type) = 0;
 };
 
-/// The place for `parameter`'s gradient if it is sharded and can be written now. In a
-/// torch::autograd::Function's backward, for a parameter from get_saved_variables().
-std::optional<GradientPlace> gradient_place(const at::Tensor& parameter);
+/// The place for `parameter`'s gradient if it is sharded and can be written now, see take_place. In
+/// a torch::autograd::Function's backward, for a parameter from get_saved_variables().
+std::optional<GradientPlace> gradient_place(const at::Tensor& parameter, at::ScalarType type);
 
 }  // namespace fsdp

@@ -64,7 +64,9 @@ class ShardedCore::Sink : public GradientSink {
   void operator()(const torch::autograd::Variable&) override {
     core_.collect_gradient(unit_, parameter());
   }
-  std::optional<GradientPlace> take_place() override {
+  std::optional<GradientPlace> take_place(at::ScalarType type) override {
+    const at::Tensor& place = parameter().place;
+    if (!place.defined() || place.scalar_type() != type) return std::nullopt;
     const std::optional<bool> replaces = core_.take_place(unit_.index, parameter());
     if (!replaces) return std::nullopt;
     return GradientPlace{.tensor = parameter().place, .accumulate = !*replaces};
@@ -78,10 +80,10 @@ class ShardedCore::Sink : public GradientSink {
   size_t index_;
 };
 
-std::optional<GradientPlace> gradient_place(const at::Tensor& parameter) {
+std::optional<GradientPlace> gradient_place(const at::Tensor& parameter, at::ScalarType type) {
   auto* sink =
       dynamic_cast<GradientSink*>(torch::autograd::impl::post_acc_grad_hooks(parameter).get());
-  return sink ? sink->take_place() : std::nullopt;
+  return sink ? sink->take_place(type) : std::nullopt;
 }
 
 namespace {

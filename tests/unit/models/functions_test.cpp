@@ -1,5 +1,6 @@
 // Fused CPU operations against the composed ones in double precision, values and gradients.
 #include "libfsdp/models/functions.h"
+#include "libfsdp/shard/functions.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -130,7 +131,7 @@ TEST(EmbeddingTest, GradientIsTheSameDenseAndSparse) {
   const auto gradient = [&](bool preset, at::Tensor weight) {
     if (preset) weight.mutable_grad() = at::zeros_like(weight);
     const at::Tensor slot = weight.grad();
-    embedding(weight, ids, false).backward(g);
+    fsdp::embedding(weight, ids, false).backward(g);
     EXPECT_FALSE(weight.grad().is_sparse());
     EXPECT_TRUE(!preset || weight.grad().const_data_ptr() == slot.const_data_ptr());
     return weight.grad();
