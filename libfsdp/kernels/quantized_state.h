@@ -72,6 +72,10 @@ struct QuantizedState {
   float* absmax2 = nullptr;
 };
 
+/// codes[i] = nearest_code(midpoints, values[i]) of the signed or the unsigned map, in the way of
+/// the CPU loops. Values lie in [-1, 1].
+void find_codes(const float* values, int64_t n, bool is_signed, uint8_t* codes);
+
 /// The maps of exp_avg and exp_avg_sq, in host memory.
 const DynamicMap& signed_dynamic_map();
 const DynamicMap& unsigned_dynamic_map();

@@ -1,3 +1,5 @@
+#include <bit>
+
 #include "libfsdp/kernels/cpu_clones.h"
 #include "libfsdp/kernels/update.h"
 
@@ -7,17 +9,78 @@ namespace {
 constexpr DynamicMap kSignedMap = make_dynamic_map(true);
 constexpr DynamicMap kUnsignedMap = make_dynamic_map(false);
 
-/// Codes of a block's values and its scale.
-FSDP_HD void quantize_block(const float* __restrict values, int64_t n, const DynamicMap& map,
+/// nearest_code() by one look into a table and one comparison, where a search would mispredict most
+/// of its 8 branches.
+///
+/// The numbers of one sign, exponent and leading 8 bits of the mantissa make a cell, which is so
+/// narrow that it holds at most one midpoint. The table has the code of each cell's lower end. All
+/// magnitudes below 2^-23 share the first cell: the least midpoint is larger.
+class CodeTable {
+ public:
+  constexpr explicit CodeTable(const DynamicMap& map) {
+    for (int i = 0; i < 255; ++i) midpoints_[i] = map.midpoints[i];
+    midpoints_[255] = 2;
+    for (uint32_t cell = 0; cell < kCells; ++cell) {
+      const uint32_t first = kLowest + (cell << kCellBits);
+      codes_[cell] = search(cell == 0 ? 0.0F : std::bit_cast<float>(first));
+      codes_[kCells + cell] = search(-std::bit_cast<float>(first + (1U << kCellBits) - 1));
+    }
+  }
+
+  /// Codes of up to kStateBlock values in [-1, 1]. Only the loads in the middle are one by one; the
+  /// loops around them are vectors.
+  FSDP_HD void find(const float* __restrict values, int64_t n, uint8_t* __restrict codes) const {
+    uint32_t cells[kStateBlock];
+    float bounds[kStateBlock];
+    for (int64_t i = 0; i < n; ++i) {
+      const uint32_t bits = float_bits(values[i]);
+      const uint32_t magnitude = bits & 0x7fffffffU;
+      const uint32_t above = magnitude > kLowest ? magnitude - kLowest : 0;
+      cells[i] = (above >> kCellBits) + (bits >> 31) * kCells;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const uint8_t code = codes_[cells[i]];
+      codes[i] = code;
+      bounds[i] = midpoints_[code];
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      codes[i] = static_cast<uint8_t>(codes[i] + (values[i] > bounds[i] ? 1 : 0));
+    }
+  }
+
+ private:
+  static constexpr uint32_t kCellBits = 15;
+  static constexpr uint32_t kLowest = std::bit_cast<uint32_t>(0x1p-23F);
+  static constexpr uint32_t kCells = ((std::bit_cast<uint32_t>(1.0F) - kLowest) >> kCellBits) + 1;
+
+  /// As nearest_code(), which compilers cannot run.
+  constexpr uint8_t search(float value) const {
+    int code = 0;
+    for (int step = 128; step > 0; step /= 2) {
+      if (value > midpoints_[code + step - 1]) code += step;
+    }
+    return static_cast<uint8_t>(code);
+  }
+
+  float midpoints_[256] = {};       // The last one stops the comparison of code 255.
+  uint8_t codes_[2 * kCells] = {};  // Of positive numbers, then of negative ones.
+};
+
+constexpr CodeTable kSignedCodes(kSignedMap);
+constexpr CodeTable kUnsignedCodes(kUnsignedMap);
+
+/// Codes of a block's values and its scale. The values are overwritten.
+FSDP_HD void quantize_block(float* __restrict values, int64_t n, const CodeTable& table,
                             uint8_t* __restrict codes, float& absmax) {
-  float largest = 0;
+  uint32_t largest = 0;  // Magnitudes are ordered as their bits are.
   for (int64_t i = 0; i < n; ++i) {
-    const float magnitude = bits_float(float_bits(values[i]) & 0x7fffffffU);
+    const uint32_t magnitude = float_bits(values[i]) & 0x7fffffffU;
     largest = magnitude > largest ? magnitude : largest;
   }
-  const float divisor = block_divisor(largest);
-  for (int64_t i = 0; i < n; ++i) codes[i] = nearest_code(map.midpoints, values[i] / divisor);
-  absmax = largest;
+  absmax = bits_float(largest);
+  const float divisor = block_divisor(absmax);
+  for (int64_t i = 0; i < n; ++i) values[i] = values[i] / divisor;
+  table.find(values, n, codes);
 }
 
 struct QuantizedAdamWLoop {
@@ -53,12 +116,19 @@ struct QuantizedAdamWLoop {
       first[i] = m;
       second[i] = v;
     }
-    quantize_block(first, count, kSignedMap, state.code1 + begin, absmax1);
-    quantize_block(second, count, kUnsignedMap, state.code2 + begin, absmax2);
+    quantize_block(first, count, kSignedCodes, state.code1 + begin, absmax1);
+    quantize_block(second, count, kUnsignedCodes, state.code2 + begin, absmax2);
   }
 };
 
 }  // namespace
+
+void find_codes(const float* values, int64_t n, bool is_signed, uint8_t* codes) {
+  const CodeTable& table = is_signed ? kSignedCodes : kUnsignedCodes;
+  for (int64_t begin = 0; begin < n; begin += kStateBlock) {
+    table.find(values + begin, n - begin < kStateBlock ? n - begin : kStateBlock, codes + begin);
+  }
+}
 
 const DynamicMap& signed_dynamic_map() { return kSignedMap; }
 const DynamicMap& unsigned_dynamic_map() { return kUnsignedMap; }
