@@ -295,7 +295,8 @@ std::optional<bool> ShardedCore::take_place(int unit, Parameter& parameter) {
 void ShardedCore::collect_gradient(UnitState& unit, Parameter& parameter) {
   const at::Tensor gradient = parameter.tensor.grad();
   parameter.tensor.mutable_grad() = at::Tensor();
-  if (parameter.tensor.numel() == 0) return;
+  // Undefined: a hand-written backward has written it where it belongs.
+  if (!gradient.defined() || gradient.numel() == 0) return;
   const at::NoGradGuard no_graph;
   const std::optional<bool> replaces = take_place(unit.index, parameter);
   if (!replaces) {
