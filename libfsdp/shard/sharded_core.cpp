@@ -39,7 +39,7 @@ struct ShardedCore::UnitState : UnitRuntime {
   void enter_backward() override {
     core.executor_->enter_backward(index);
     core.conceal_what_backward_left();
-    in_backward = true;
+    if (!std::exchange(in_backward, true)) core.in_backward_.push_back(this);
     core.expose(*this);
   }
   bool is_parameter_memory(const at::Tensor& tensor) const override {
@@ -264,13 +264,13 @@ void ShardedCore::conceal(UnitState& unit) noexcept {
   }
 }
 
-void ShardedCore::conceal_what_backward_left() {
-  for (size_t u = 1; u < units_.size(); ++u) {
-    UnitState& unit = *units_[u];
-    if (!unit.in_backward || executor_->backward_reads(unit.index)) continue;
-    unit.in_backward = false;
-    if (unit.calls == 0) conceal(unit);
-  }
+void ShardedCore::conceal_what_backward_left(bool all) {
+  std::erase_if(in_backward_, [&](UnitState* unit) {
+    if (!all && executor_->backward_reads(unit->index)) return false;
+    unit->in_backward = false;
+    if (unit->calls == 0) conceal(*unit);
+    return true;
+  });
 }
 
 void ShardedCore::throw_deferred() {
@@ -387,10 +387,8 @@ void ShardedCore::backward(const at::Tensor& loss_sum, int64_t trainable_tokens)
   expose(*units_[0]);
   const double scale = scaler_ ? scaler_->scale() : 1.0;
   torch::autograd::backward({loss_sum}, {at::full_like(loss_sum, scale)});
-  for (const auto& unit : units_) {
-    unit->in_backward = false;
-    conceal(*unit);
-  }
+  conceal_what_backward_left(/*all=*/true);
+  conceal(*units_[0]);
   executor_->finish_backward();
   model_calls_ = 0;
 }

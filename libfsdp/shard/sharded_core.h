@@ -93,7 +93,7 @@ class ShardedCore {
                            int segment);
   void expose(UnitState& unit);
   void conceal(UnitState& unit) noexcept;
-  void conceal_what_backward_left();
+  void conceal_what_backward_left(bool all = false);
   void collect_gradient(UnitState& unit, Parameter& parameter);
   void collect_early_gradients(int unit);
   std::optional<bool> take_place(int unit, Parameter& parameter);
@@ -104,6 +104,7 @@ class ShardedCore {
   std::vector<std::unique_ptr<UnitState>> units_;  // 0 is the root.
   std::vector<ParameterInfo> infos_;
   std::unique_ptr<engine::Executor> executor_;
+  std::vector<UnitState*> in_backward_;  // Units whose parameters are readable for backward.
   bool recomputing_ = false;  // A unit's forward is run again, or for the first time to be so.
   int64_t model_calls_ = 0;   // In this micro-batch.
   std::optional<RandomScope::Root> random_;
