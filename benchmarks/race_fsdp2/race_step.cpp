@@ -58,10 +58,13 @@ double run_steps(trainer::ShardedLm& model, int64_t& step, int64_t steps, int64_
 int serve(comm::Communicator& comm, const std::string& directory, int64_t tokens) {
   at::set_num_threads(1);
   models::use_fast_float32_matmul();
-  const auto files = trainer::open_model(directory);
-  auto model =
-      trainer::load_sharded(files, comm, {.groups = {{.name = "all", .weight_decay = 0.01}}},
-                            trainer::Purpose::kTraining);
+  int64_t vocabulary = 0;
+  auto model = [&] {  // Keeps no tokenizer: neither side of the race has one.
+    const auto files = trainer::open_model(directory);
+    vocabulary = files.config.vocab_size;
+    return trainer::load_sharded(files, comm, {.groups = {{.name = "all", .weight_decay = 0.01}}},
+                                 trainer::Purpose::kTraining);
+  }();
   std::vector<int64_t> pids(static_cast<size_t>(comm.size()));
   const int64_t pid = getpid();
   comm.exchange(&pid, sizeof pid, pids.data(), comm::make_tag("pids"));
@@ -81,7 +84,7 @@ int serve(comm::Communicator& comm, const std::string& directory, int64_t tokens
     if (steps == 0) return 0;
     const double cpu = cpu_seconds();
     const auto start = std::chrono::steady_clock::now();
-    const double loss = run_steps(model, step, steps, tokens, files.config.vocab_size);
+    const double loss = run_steps(model, step, steps, tokens, vocabulary);
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     const auto used = static_cast<int64_t>(1e6 * (cpu_seconds() - cpu));

@@ -44,7 +44,9 @@ std::shared_ptr<Mapping> Mapping::anonymous(size_t bytes) {
 std::shared_ptr<Mapping> Mapping::of_file(int fd, size_t bytes, bool writable) {
   bytes = whole_pages(bytes);
   const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-  void* data = mmap(nullptr, bytes, protection, MAP_SHARED | MAP_POPULATE, fd, 0);
+  // The pages exist (make_memory_file); those of a peer are mapped when they are first read,
+  // because a rank reads only its part of most of them.
+  void* data = mmap(nullptr, bytes, protection, MAP_SHARED | (writable ? MAP_POPULATE : 0), fd, 0);
   if (data == MAP_FAILED) fail("map", bytes, errno);
   return std::shared_ptr<Mapping>(new Mapping(static_cast<std::byte*>(data), bytes));
 }

@@ -9,8 +9,8 @@
 
 namespace fsdp::comm {
 
-/// Owns one mmap. Pages are made present when it is created, so that no later touch pays for a page
-/// fault.
+/// Owns one mmap. Writable pages are made present when it is created, so that no later touch pays
+/// for a page fault.
 class Mapping {
  public:
   /// Private memory of this process. Throws HostResourceError.

@@ -62,7 +62,8 @@ LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& c, const at::TensorOptions& option
 }
 
 Tensor LlamaMlpImpl::forward(const Tensor& hidden) {
-  return down_proj->forward(swiglu(gate_proj->forward(hidden), up_proj->forward(hidden)));
+  return swiglu_linear(gate_proj->forward(hidden), up_proj->forward(hidden), down_proj->weight,
+                       down_proj->bias);
 }
 
 LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& c, int64_t layer,

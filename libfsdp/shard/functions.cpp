@@ -16,31 +16,6 @@ using torch::autograd::variable_list;
 
 Tensor rows_of(const Tensor& tensor) { return tensor.reshape({-1, tensor.size(-1)}); }
 
-// d^T @ x, where it is wanted; undefined when it has been written there.
-Tensor weight_gradient(const Tensor& weight, const Tensor& d, const Tensor& x) {
-  const auto place = gradient_place(weight, d.scalar_type());
-  if (!place) return at::mm(d.t(), x);
-  Tensor to = place->tensor;
-  if (place->accumulate) {
-    at::addmm_out(to, to, d.t(), x);
-  } else {
-    at::mm_out(to, d.t(), x);
-  }
-  return {};
-}
-
-Tensor bias_gradient(const Tensor& bias, const Tensor& d) {
-  const auto place = gradient_place(bias, d.scalar_type());
-  if (!place) return d.sum(0);
-  Tensor to = place->tensor;
-  if (place->accumulate) {
-    to.add_(d.sum(0));
-  } else {
-    at::sum_out(to, d, at::IntArrayRef{0});
-  }
-  return {};
-}
-
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
   static Tensor forward(AutogradContext* context, const Tensor& input, const Tensor& weight,
                         const std::optional<Tensor>& bias) {
@@ -56,8 +31,8 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     Tensor d_weight;
     Tensor d_bias;
     if (context->needs_input_grad(0)) d_input = at::mm(d, weight).view(input.sizes());
-    if (context->needs_input_grad(1)) d_weight = weight_gradient(weight, d, rows_of(input));
-    if (bias.defined() && bias.requires_grad()) d_bias = bias_gradient(bias, d);
+    if (context->needs_input_grad(1)) d_weight = linear_weight_gradient(weight, d, rows_of(input));
+    if (bias.defined() && bias.requires_grad()) d_bias = linear_bias_gradient(bias, d);
     return {d_input, d_weight, d_bias};
   }
 };
@@ -105,6 +80,30 @@ struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
 };
 
 }  // namespace
+
+Tensor linear_weight_gradient(const Tensor& weight, const Tensor& d, const Tensor& x) {
+  const auto place = gradient_place(weight, d.scalar_type());
+  if (!place) return at::mm(d.t(), x);
+  Tensor to = place->tensor;
+  if (place->accumulate) {
+    at::addmm_out(to, to, d.t(), x);
+  } else {
+    at::mm_out(to, d.t(), x);
+  }
+  return {};
+}
+
+Tensor linear_bias_gradient(const Tensor& bias, const Tensor& d) {
+  const auto place = gradient_place(bias, d.scalar_type());
+  if (!place) return d.sum(0);
+  Tensor to = place->tensor;
+  if (place->accumulate) {
+    to.add_(d.sum(0));
+  } else {
+    at::sum_out(to, d, at::IntArrayRef{0});
+  }
+  return {};
+}
 
 Tensor linear(const Tensor& input, const Tensor& weight, const Tensor& bias) {
   return LinearFunction::apply(input, weight,

@@ -28,4 +28,11 @@ class GradientSink : public torch::autograd::PostAccumulateGradHook {
 /// a torch::autograd::Function's backward, for a parameter from get_saved_variables().
 std::optional<GradientPlace> gradient_place(const at::Tensor& parameter, at::ScalarType type);
 
+/// d^T @ x as the gradient of a weight [out, in], d [N, out] and x [N, in]: written to its place,
+/// then the result is undefined; or returned.
+at::Tensor linear_weight_gradient(const at::Tensor& weight, const at::Tensor& d,
+                                  const at::Tensor& x);
+/// Likewise the sum of the rows of d, of a bias.
+at::Tensor linear_bias_gradient(const at::Tensor& bias, const at::Tensor& d);
+
 }  // namespace fsdp
