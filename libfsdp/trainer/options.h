@@ -29,6 +29,8 @@ struct RankOptions {
   std::string sharding_strategy = "FULL_SHARD";
   bool deterministic = false;
   bool bf16 = false;
+  std::optional<double> peer_timeout;
+  std::optional<double> ddp_timeout;
   std::filesystem::path config;
 
   template <class V>

@@ -16,6 +16,14 @@ void RankOptions::fields(V& v) {
      .choices = {"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD"}});
   v("bf16", bf16, "bfloat16 weights and activations over an exact fp32 master; fp32 otherwise.");
   v("deterministic", deterministic, "Results are bitwise equal at any number of ranks.");
+  v("peer_timeout", peer_timeout,
+    "Seconds after which a rank that is stopped or shows no sign of life is lost; none = "
+    "FSDP_PEER_TIMEOUT, or 8.",
+    {.min = 0, .max = 1e6, .above_min = true});
+  v("ddp_timeout", ddp_timeout,
+    "Longest wait of a collective in seconds, whatever the others do; none = FSDP_COMM_TIMEOUT, or "
+    "1800.",
+    {.min = 0, .max = 1e6, .above_min = true});
   v("config", config, "A yaml file with any of these options; the command line wins over it.");
   v.refused({"fp16"}, "there is no loss scaler yet; use --bf16");
 }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 
@@ -16,6 +17,10 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kRedrawEvery = std::chrono::milliseconds(100);
 constexpr int kMinBar = 10;
 constexpr int kMaxBar = 40;
+constexpr std::string_view kWipe = "\r\x1b[K";
+
+std::atomic<bool> bar_on_screen{false};  // For signal handlers, which find no Console.
+static_assert(std::atomic<bool>::is_always_lock_free);
 
 void write_all(int descriptor, std::string_view text) {
   while (!text.empty()) {
@@ -95,7 +100,7 @@ void Console::line(std::string_view text) {
   write_all(STDOUT_FILENO, cat(text, "\n"));
   if (redraw) {
     write_all(STDERR_FILENO, last_);
-    drawn_ = true;
+    drawn_ = bar_on_screen = true;
   }
 }
 
@@ -106,14 +111,19 @@ void Console::progress(const ProgressState& state, bool force) {
   last_draw_ = now;
   // One column stays free: a full line would wrap on some terminals.
   last_ = "\r" + render_progress(state, terminal_columns(STDERR_FILENO) - 1) + "\x1b[K";
+  bar_on_screen = true;  // Before it is drawn, so that no signal comes in between.
   write_all(STDERR_FILENO, last_);
   drawn_ = true;
 }
 
 void Console::wipe() {
   if (!drawn_) return;
-  write_all(STDERR_FILENO, "\r\x1b[K");
-  drawn_ = false;
+  write_all(STDERR_FILENO, kWipe);
+  drawn_ = bar_on_screen = false;
+}
+
+void wipe_bar_from_signal() noexcept {
+  if (bar_on_screen.exchange(false)) write_all(STDERR_FILENO, kWipe);
 }
 
 }  // namespace fsdp::trainer

@@ -51,6 +51,9 @@ class Console {
   std::chrono::steady_clock::time_point last_draw_{};
 };
 
+/// Wipes a bar that any Console has drawn. For signal handlers: one write at most.
+void wipe_bar_from_signal() noexcept;
+
 /// Columns of the terminal behind `descriptor`, 80 when unknown.
 int terminal_columns(int descriptor);
 

@@ -1,10 +1,15 @@
 #include "libfsdp/trainer/ranks.h"
 
 #include <ATen/Parallel.h>
+#include <signal.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <string_view>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/base/log.h"
@@ -12,6 +17,7 @@
 #include "libfsdp/comm/launcher.h"
 #include "libfsdp/gloo/transport.h"
 #include "libfsdp/models/fast_matmul.h"
+#include "libfsdp/trainer/progress.h"
 
 namespace fsdp::trainer {
 namespace {
@@ -40,15 +46,52 @@ void call_translated(const std::function<void(comm::Communicator&)>& body,
   }
 }
 
+comm::CommOptions comm_options(const RankOptions& options) {
+  auto comm = comm::comm_options_from_environment();
+  comm.peer_timeout_s = options.peer_timeout.value_or(comm.peer_timeout_s);
+  comm.timeout_s = options.ddp_timeout.value_or(comm.timeout_s);
+  return comm;
+}
+
+std::atomic<bool> has_launcher{false};
+
+/// Takes the bar off the terminal before the process ends. One that has a launcher leaves the rest
+/// to it.
+void on_interrupt(int number) {
+  wipe_bar_from_signal();
+  if (has_launcher) {
+    std::signal(number, SIG_DFL);
+    std::raise(number);
+    return;
+  }
+  const std::string_view text = number == SIGINT
+                                    ? "finetune: interrupted by SIGINT, nothing saved\n"
+                                    : "finetune: interrupted by SIGTERM, nothing saved\n";
+  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, text.data(), text.size());
+  ::_exit(static_cast<int>(ExitCode::kInterrupted));
+}
+
+void handle_interrupts() {
+  has_launcher = started_as_rank();
+  for (const int number : {SIGINT, SIGTERM}) {
+    struct sigaction now {};
+    ::sigaction(number, nullptr, &now);
+    if (now.sa_handler == SIG_DFL) std::signal(number, on_interrupt);
+  }
+}
+
 int run_as_rank(const RankOptions& options, const std::function<void(comm::Communicator&)>& body) {
   if (options.deterministic && std::getenv("OMP_NUM_THREADS") == nullptr) at::set_num_threads(1);
   models::use_fast_float32_matmul();
+  handle_interrupts();
   const auto whole = [&](comm::Communicator& communicator) {
     if (communicator.size() > 1) log::set_rank(communicator.rank());
     call_translated(body, communicator);
     return 0;
   };
-  return comm::run_rank(whole, {.join = {.transports = {gloo::transport()}}, .name = "finetune"});
+  return comm::run_rank(whole,
+                        {.join = {.comm = comm_options(options), .transports = {gloo::transport()}},
+                         .name = "finetune"});
 }
 
 /// argv with a path that still works when argv[0] was found through PATH.
@@ -78,7 +121,7 @@ int run_on_ranks(const RankOptions& options, const std::vector<std::string>& arg
   if (options.nproc_per_node == 1) return run_as_rank(options, body);
   if (options.deterministic) ::setenv("OMP_NUM_THREADS", "1", 0);
   return comm::launch_local(static_cast<int>(options.nproc_per_node), with_program_path(argv),
-                            {.name = "finetune"});
+                            {.name = "finetune", .comm = comm_options(options)});
 }
 
 }  // namespace fsdp::trainer
