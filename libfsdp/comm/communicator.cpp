@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/kernels/compute.h"
 
 namespace fsdp::comm {
 namespace {
@@ -61,6 +62,8 @@ std::string describe(const Tag& tag, std::string_view unit_name) {
   const bool typed = tag.kind == CollectiveKind::kFold;
   return text + cat(" (", typed ? cat(dtype_name(tag.dtype), ", ") : "", tag.bytes, " bytes)");
 }
+
+kernels::Compute& Communicator::compute() { return kernels::host_compute(); }
 
 int64_t Communicator::sum(int64_t value, std::string_view what) {
   int64_t total = 0;

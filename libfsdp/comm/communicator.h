@@ -27,6 +27,10 @@
 
 #include "libfsdp/base/dtype.h"
 
+namespace fsdp::kernels {
+class Compute;
+}
+
 namespace fsdp::comm {
 
 enum class CollectiveKind : uint8_t {
@@ -120,6 +124,11 @@ class Communicator {
   virtual int ranks_per_host() const { return size(); }
   /// All ranks, ascending.
   const Group& world() const { return world_; }
+  /// Where the memory of this communicator and its users lies: the host's, or that of a device. Then
+  /// collectives are ordered with what is enqueued there: finish and wait_released make its stream
+  /// wait, not the caller, and begin lets peers read what was enqueued before it. What exchange,
+  /// broadcast and the like move is host memory everywhere.
+  virtual kernels::Compute& compute();
 
   /// Collective over the world: a block of `bytes` (may be 0) on every rank.
   virtual std::shared_ptr<SymmetricMemory> allocate(size_t bytes, std::string_view label) = 0;

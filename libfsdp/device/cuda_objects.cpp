@@ -23,6 +23,23 @@ void* make_event(CudaEvent::Timing timing) {
   return made(code, event, "creating a CUDA event");
 }
 
+void* make_shared_event() {
+  void* event = nullptr;
+  return made(cuda_runtime().create_shared_event(&event), event, "creating a shared CUDA event");
+}
+
+void* open_event(const CudaIpcHandle& handle) {
+  void* event = nullptr;
+  const int code = cuda_runtime().open_event(&event, handle.bytes.data());
+  return made(code, event, "opening a CUDA event of another rank");
+}
+
+void* open_memory(const CudaIpcHandle& handle) {
+  void* memory = nullptr;
+  const int code = cuda_runtime().open_memory(&memory, handle.bytes.data());
+  return made(code, memory, "opening device memory of another rank");
+}
+
 void* make_device_memory(size_t bytes) {
   void* memory = nullptr;
   if (bytes == 0) return nullptr;
@@ -42,6 +59,7 @@ void destroy_cuda_stream(void* stream) { cuda_runtime().destroy_stream(stream); 
 void destroy_cuda_event(void* event) { cuda_runtime().destroy_event(event); }
 void free_cuda_device(void* memory) { cuda_runtime().free_device(memory); }
 void free_cuda_pinned(void* memory) { cuda_runtime().free_pinned(memory); }
+void close_cuda_memory(void* memory) { cuda_runtime().close_memory(memory); }
 
 CudaStream::CudaStream(Priority priority) : handle_(make_stream(priority)) {}
 
@@ -79,6 +97,34 @@ float CudaEvent::elapsed_ms(const CudaEvent& begin) const {
 
 CudaBuffer::CudaBuffer(size_t bytes) : handle_(make_device_memory(bytes)), bytes_(bytes) {}
 PinnedBuffer::PinnedBuffer(size_t bytes) : handle_(make_pinned_memory(bytes)), bytes_(bytes) {}
+
+SharedCudaEvent::SharedCudaEvent() : handle_(make_shared_event()) {}
+SharedCudaEvent::SharedCudaEvent(const CudaIpcHandle& of_other) : handle_(open_event(of_other)) {}
+
+CudaIpcHandle SharedCudaEvent::handle() const {
+  CudaIpcHandle handle;
+  check_cuda(cuda_runtime().get_event_handle(handle.bytes.data(), get()), "sharing a CUDA event");
+  return handle;
+}
+
+OpenedCudaMemory::OpenedCudaMemory(const CudaIpcHandle& of_other)
+    : handle_(open_memory(of_other)) {}
+
+CudaIpcHandle cuda_memory_handle(void* memory) {
+  CudaIpcHandle handle;
+  check_cuda(cuda_runtime().get_memory_handle(handle.bytes.data(), memory),
+             "sharing device memory");
+  return handle;
+}
+
+void record_event(void* event, void* stream) {
+  check_cuda(cuda_runtime().record_event(event, stream), "recording a CUDA event");
+}
+
+void wait_event(void* stream, void* event) {
+  check_cuda(cuda_runtime().stream_wait_event(stream, event),
+             "making a CUDA stream wait for an event");
+}
 
 void copy_async(void* to, const void* from, size_t bytes, const CudaStream& stream) {
   check_cuda(cuda_runtime().copy_async(to, from, bytes, stream.get()),

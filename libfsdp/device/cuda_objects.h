@@ -2,9 +2,12 @@
 // loaded table.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+
+#include "libfsdp/device/cuda_runtime_table.h"
 
 namespace fsdp::device {
 
@@ -33,6 +36,7 @@ void destroy_cuda_stream(void* stream);
 void destroy_cuda_event(void* event);
 void free_cuda_device(void* memory);
 void free_cuda_pinned(void* memory);
+void close_cuda_memory(void* memory);
 
 class CudaEvent;
 
@@ -97,6 +101,42 @@ class PinnedBuffer {
   CudaHandle<free_cuda_pinned> handle_;
   size_t bytes_ = 0;
 };
+
+/// What another process opens memory or an event by.
+struct CudaIpcHandle {
+  std::array<std::byte, kCudaIpcHandleBytes> bytes{};
+};
+
+/// An event that other processes can wait for: one of this process, or an opened one of another.
+/// A wait is for what was recorded last when the wait is enqueued; opened events are not recorded.
+class SharedCudaEvent {
+ public:
+  SharedCudaEvent();
+  explicit SharedCudaEvent(const CudaIpcHandle& of_other);
+  CudaIpcHandle handle() const;
+  void* get() const { return handle_.get(); }
+
+ private:
+  CudaHandle<destroy_cuda_event> handle_;
+};
+
+/// Memory of another process, mapped. Ends before its owner frees it.
+class OpenedCudaMemory {
+ public:
+  explicit OpenedCudaMemory(const CudaIpcHandle& of_other);
+  std::byte* data() const { return static_cast<std::byte*>(handle_.get()); }
+
+ private:
+  CudaHandle<close_cuda_memory> handle_;
+};
+
+/// Of memory that was allocated with a size that is a multiple of 2 MiB.
+CudaIpcHandle cuda_memory_handle(void* memory);
+
+/// Streams and events by their CUDA handles, for streams that belong to somebody else (null = the
+/// default stream).
+void record_event(void* event, void* stream);
+void wait_event(void* stream, void* event);
 
 /// The streams of one rank: communication has priority, so that a small kernel of it is not queued
 /// behind matmuls.

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstring>
+
 namespace fsdp::device {
 namespace {
 
@@ -32,6 +34,46 @@ int query_event(void* event, int* done) {
   const cudaError_t code = cudaEventQuery(as_event(event));
   *done = code == cudaSuccess ? 1 : 0;
   return code == cudaErrorNotReady ? cudaSuccess : code;
+}
+
+static_assert(sizeof(cudaIpcMemHandle_t) == kCudaIpcHandleBytes);
+static_assert(sizeof(cudaIpcEventHandle_t) == kCudaIpcHandleBytes);
+
+int create_shared_event(void** event) {
+  cudaEvent_t made = nullptr;
+  const cudaError_t code =
+      cudaEventCreateWithFlags(&made, cudaEventDisableTiming | cudaEventInterprocess);
+  *event = made;
+  return code;
+}
+
+int get_event_handle(void* handle, void* event) {
+  cudaIpcEventHandle_t made;
+  const cudaError_t code = cudaIpcGetEventHandle(&made, as_event(event));
+  std::memcpy(handle, &made, sizeof(made));
+  return code;
+}
+
+int open_event(void** event, const void* handle) {
+  cudaIpcEventHandle_t from;
+  std::memcpy(&from, handle, sizeof(from));
+  cudaEvent_t opened = nullptr;
+  const cudaError_t code = cudaIpcOpenEventHandle(&opened, from);
+  *event = opened;
+  return code;
+}
+
+int get_memory_handle(void* handle, void* memory) {
+  cudaIpcMemHandle_t made;
+  const cudaError_t code = cudaIpcGetMemHandle(&made, memory);
+  std::memcpy(handle, &made, sizeof(made));
+  return code;
+}
+
+int open_memory(void** memory, const void* handle) {
+  cudaIpcMemHandle_t from;
+  std::memcpy(&from, handle, sizeof(from));
+  return cudaIpcOpenMemHandle(memory, from, cudaIpcMemLazyEnablePeerAccess);
 }
 
 const CudaRuntimeTable kTable = {
@@ -70,6 +112,16 @@ const CudaRuntimeTable kTable = {
     [](int code) { return cudaGetErrorName(static_cast<cudaError_t>(code)); },
     [](int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); },
     [](int code) -> int { return code == cudaErrorMemoryAllocation ? 1 : 0; },
+    create_shared_event,
+    get_event_handle,
+    open_event,
+    get_memory_handle,
+    open_memory,
+    [](void* memory) -> int { return cudaIpcCloseMemHandle(memory); },
+    [](int device, char* text) -> int {
+      return cudaDeviceGetPCIBusId(text, static_cast<int>(kCudaCardBytes), device);
+    },
+    0,
 };
 
 }  // namespace

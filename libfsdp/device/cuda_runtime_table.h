@@ -11,7 +11,11 @@
 namespace fsdp::device {
 
 /// Raised whenever a table's layout changes; a library of another version is refused.
-constexpr int32_t kCudaTableVersion = 1;
+constexpr int32_t kCudaTableVersion = 2;
+/// Bytes of what other processes open memory and events by.
+constexpr size_t kCudaIpcHandleBytes = 64;
+/// Bytes of the text that says which card a device is.
+constexpr size_t kCudaCardBytes = 32;
 
 struct CudaRuntimeTable {
   int32_t version;
@@ -37,6 +41,18 @@ struct CudaRuntimeTable {
   const char* (*error_name)(int code);
   const char* (*error_text)(int code);
   int (*is_out_of_memory)(int code);
+  // Between processes; a handle is kCudaIpcHandleBytes of host memory. The sizes of shared blocks
+  // are multiples of 2 MiB, or a handle could show more than its block.
+  int (*create_shared_event)(void** event);  ///< Without timing.
+  int (*get_event_handle)(void* handle, void* event);
+  int (*open_event)(void** event, const void* handle);
+  int (*get_memory_handle)(void* handle, void* memory);
+  int (*open_memory)(void** memory, const void* handle);
+  int (*close_memory)(void* memory);
+  /// Text of kCudaCardBytes, equal for two devices of one host exactly when they are one card.
+  int (*card_of)(int device, char* text);
+  /// 1 = the host reads and writes device memory as its own: a stand-in for tests.
+  int32_t memory_is_host;
 };
 
 /// Name of the exported function of type `const CudaRuntimeTable* ()`.

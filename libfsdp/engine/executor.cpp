@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -14,8 +13,6 @@ namespace {
 constexpr int kRoot = 0;
 
 size_t at(int index) { return static_cast<size_t>(index); }
-
-void poison(std::span<std::byte> memory) { device::poison(memory.data(), memory.size()); }
 
 // FNV-1a: equal on all ranks and in all runs.
 uint64_t hash_of(std::string_view name) {
@@ -62,11 +59,13 @@ Executor::Executor(plan::Layout layout, plan::Placement placement,
   for (size_t b = 0; b < layout.buckets.size(); ++b) {
     const plan::Bucket& bucket = layout.buckets[b];
     arrived_.emplace_back(bucket.segments.size(), uint8_t{0});
-    optimizers_.push_back(bucket.trainable ? optim::make_optimizer(options.optimizer,
-                                                                   bucket.shard_numel, segments_[b])
-                                           : nullptr);
+    optimizers_.push_back(
+        bucket.trainable
+            ? optim::make_optimizer(options.optimizer, bucket.shard_numel, segments_[b], compute())
+            : nullptr);
   }
   used_segments_.reserve(slices_.size());
+  summed_.reserve(layout.buckets.size());
   std::vector<std::string> names;
   for (size_t unit = 0; unit < layout.units.size(); ++unit)
     names.push_back(unit == 0 ? "(root)" : layout.units[unit].name);
@@ -93,7 +92,7 @@ bool Executor::holds(int unit) const {
 
 comm::Ticket Executor::begin_gather(int unit) {
   const int slot = storage_.slots().slot[at(unit)];
-  if (options_.poison) poison(storage_.slot(slot));
+  if (options_.poison) poison(slot);
   comm::Ticket last;
   for (const int b : layout().of_unit[at(unit)]) {
     last = comm_->begin_gather(shard_group_, storage_.shard_source(b), storage_.gathered(b),
@@ -477,10 +476,10 @@ void Executor::zero_missing_gradients(int unit) {
     for (size_t s = 0; s < bucket.segments.size(); ++s) {
       if (!std::exchange(arrived_[at(b)][s], uint8_t{1})) continue;
       const plan::Segment& segment = bucket.segments[s];
-      std::memset(begin + clean * item, 0, static_cast<size_t>((segment.begin - clean) * item));
+      compute().zero(begin + clean * item, static_cast<size_t>((segment.begin - clean) * item));
       clean = segment.begin + segment.numel;
     }
-    std::memset(begin + clean * item, 0, static_cast<size_t>((bucket.padded_numel - clean) * item));
+    compute().zero(begin + clean * item, static_cast<size_t>((bucket.padded_numel - clean) * item));
   }
 }
 
@@ -527,17 +526,16 @@ StepStats Executor::agree_on_step(const PacketContents& contents) const {
   return stats;
 }
 
-kernels::GradientSums Executor::sum_gradients(optim::NormType type) const {
-  kernels::GradientSums sums;
+kernels::GradientSums Executor::sum_gradients(optim::NormType type) {
   // Replicas hold equal sums: each element counts once, on the first replica.
-  if (placement_.mesh.replicate_coordinate(rank()) != 0) return sums;
+  if (placement_.mesh.replicate_coordinate(rank()) != 0) return {};
+  summed_.clear();
   for (size_t b = 0; b < layout().buckets.size(); ++b) {
     const plan::Bucket& bucket = layout().buckets[b];
-    if (!bucket.trainable || !plan_->has_gradient[at(bucket.unit)]) continue;
-    const std::span<const float> gradient = storage_.gradient_shard(static_cast<int>(b));
-    kernels::add_gradient_sums(gradient.data(), static_cast<int64_t>(gradient.size()), type, sums);
+    if (bucket.trainable && plan_->has_gradient[at(bucket.unit)])
+      summed_.push_back(storage_.gradient_shard(static_cast<int>(b)));
   }
-  return sums;
+  return compute().sum_gradients(summed_, type);
 }
 
 StepStats Executor::finish_step(const StepOptions& options, const std::function<void()>& custom) {
@@ -594,8 +592,8 @@ void Executor::scale_gradients(const optim::ClipDecision& decision) {
   const auto limit = decision.clip_value > 0 ? static_cast<float>(decision.clip_value)
                                              : std::numeric_limits<float>::infinity();
   for (size_t b = 0; b < layout().buckets.size(); ++b) {
-    for (float& value : storage_.gradient_shard(static_cast<int>(b)))
-      value = std::clamp(value * factor, -limit, limit);
+    const std::span<float> gradient = storage_.gradient_shard(static_cast<int>(b));
+    compute().scale(gradient.data(), static_cast<int64_t>(gradient.size()), factor, limit);
   }
 }
 
@@ -605,8 +603,7 @@ void Executor::refresh_copies() {
     const int index = static_cast<int>(b);
     const plan::Bucket& bucket = layout().buckets[b];
     if (const float* master = storage_.master(index))
-      convert_floats(master, DType::kF32, storage_.shard(index), bucket.dtype,
-                     static_cast<size_t>(bucket.shard_numel));
+      compute().convert(master, storage_.shard(index), bucket.dtype, bucket.shard_numel);
   }
 }
 
@@ -653,7 +650,12 @@ void Executor::end_step() {
   previous_plan_ = plan_;
   if (!options_.poison) return;
   for (size_t slot = 0; slot < storage_.slots().slot_bytes.size(); ++slot)
-    poison(storage_.slot(static_cast<int>(slot)));
+    poison(static_cast<int>(slot));
+}
+
+void Executor::poison(int slot) {
+  const std::span<std::byte> memory = storage_.slot(slot);
+  compute().poison(memory.data(), memory.size());
 }
 
 }  // namespace fsdp::engine

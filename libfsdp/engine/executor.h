@@ -68,6 +68,7 @@ class Executor {
   Executor(plan::Layout layout, plan::Placement placement, std::shared_ptr<comm::Communicator> comm,
            const ExecutorOptions& options);
 
+  kernels::Compute& compute() const { return storage_.compute(); }
   Storage& storage() { return storage_; }
   const Storage& storage() const { return storage_; }
   const plan::Layout& layout() const { return storage_.layout(); }
@@ -172,6 +173,7 @@ class Executor {
   void claim(const plan::Op& collect);
   void collect(const plan::Op& op);
   void zero_missing_gradients(int unit);
+  void poison(int slot);
   void ghost_micro_batch();
   std::string where() const;
 
@@ -179,7 +181,7 @@ class Executor {
   [[noreturn]] void throw_non_finite(const StepStats& stats, const PacketContents& contents) const;
   void scale_gradients(const optim::ClipDecision& decision);
   void refresh_copies();
-  kernels::GradientSums sum_gradients(optim::NormType type) const;
+  kernels::GradientSums sum_gradients(optim::NormType type);
   void update(const optim::ClipDecision& decision, double learning_rate);
   void end_step();
 
@@ -194,6 +196,7 @@ class Executor {
   std::vector<std::vector<optim::GroupSegment>> segments_;          // By bucket: of this rank.
   std::vector<std::unique_ptr<optim::ShardOptimizer>> optimizers_;  // By bucket; null when frozen.
   std::vector<optim::GroupSegment> used_segments_;  // Of the bucket that is being updated.
+  std::vector<std::span<const float>> summed_;      // Gradient shards that count in the norm.
   std::function<void(int)> collector_;
 
   std::vector<plan::Call> known_calls_;  // Of a micro-batch, as last seen.

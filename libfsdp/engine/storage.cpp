@@ -1,11 +1,7 @@
 #include "libfsdp/engine/storage.h"
 
-#include <algorithm>
-#include <cstring>
-
 #include "libfsdp/base/checked.h"
 #include "libfsdp/base/error.h"
-#include "libfsdp/kernels/split_master.h"
 
 namespace fsdp::engine {
 namespace {
@@ -34,6 +30,22 @@ std::vector<int64_t> begins(const std::vector<int64_t>& sizes) {
   return begin;
 }
 
+/// Hands out a block from front to back, in pages.
+class Pages {
+ public:
+  Pages(std::byte* begin, int64_t bytes) : next_(begin), end_(begin + bytes) {}
+  std::byte* take(int64_t bytes) {
+    std::byte* const taken = next_;
+    next_ += round_up(bytes, kPage);
+    check(next_ <= end_, "the engine's memory is planned too small");
+    return taken;
+  }
+
+ private:
+  std::byte* next_;
+  std::byte* end_;
+};
+
 template <class T>
 int64_t page_bytes(const plan::Bucket& bucket) {
   return round_up(bucket.shard_numel * int64_t{sizeof(T)}, kPage);
@@ -54,7 +66,8 @@ Storage::Storage(const plan::Layout& layout, const plan::Placement& placement,
       coordinate_(placement.mesh.shard_coordinate(comm.rank())),
       places_(layout.buckets.size()),
       slot_begin_(begins(slots_.slot_bytes)),
-      gradient_begin_(begins(slots_.gradient_slot_bytes)) {
+      gradient_begin_(begins(slots_.gradient_slot_bytes)),
+      compute_(&comm.compute()) {
   place_buckets();
   allocate(comm, precision);
 }
@@ -95,20 +108,18 @@ void Storage::allocate(comm::Communicator& comm, MasterPrecision precision) {
   }
   allocate_shards(comm);
   gradients_ = comm.allocate(static_cast<size_t>(gradient_begin_.back()), "gradient slots");
-  arena_ = std::make_unique<device::HostArena>(static_cast<size_t>(local));
-  slot_memory_ = arena_->allocate(static_cast<size_t>(slot_begin_.back()), kPage);
+  memory_ = compute_->allocate(static_cast<size_t>(local), "slots and masters");
+  Pages pages(memory_.get(), local);
+  slot_memory_ = pages.take(slot_begin_.back());
   for (size_t b = 0; b < places_.size(); ++b) {
     const plan::Bucket& bucket = layout_.buckets[b];
-    const auto numel = static_cast<size_t>(bucket.shard_numel);
     const auto floats = [&] {
-      return reinterpret_cast<float*>(arena_->allocate(numel * sizeof(float), kPage));
+      return reinterpret_cast<float*>(pages.take(page_bytes<float>(bucket)));
     };
-    if (bucket.trainable) places_[b].gradient = {floats(), numel};
+    if (bucket.trainable) places_[b].gradient = {floats(), static_cast<size_t>(bucket.shard_numel)};
     if (has_master(bucket, precision)) places_[b].master = floats();
-    if (has_remainder(bucket, precision)) {
-      places_[b].remainder =
-          reinterpret_cast<uint16_t*>(arena_->allocate(numel * sizeof(uint16_t), kPage));
-    }
+    if (has_remainder(bucket, precision))
+      places_[b].remainder = reinterpret_cast<uint16_t*>(pages.take(page_bytes<uint16_t>(bucket)));
   }
   allocated_bytes_ =
       shard_bytes_ / (shared() ? placement_.mesh.shard : 1) + gradient_begin_.back() + local;
@@ -172,11 +183,11 @@ void Storage::store(int bucket, int64_t at, std::span<const float> values) {
   check(at >= 0 && at + n <= info.shard_numel, "store outside of this rank's shard");
   std::byte* begin = shard(bucket) + at * static_cast<int64_t>(dtype_bytes(info.dtype));
   if (uint16_t* low = remainder(bucket)) {
-    kernels::split_master_cpu(values.data(), reinterpret_cast<uint16_t*>(begin), low + at, n);
+    compute_->write_split(values, reinterpret_cast<uint16_t*>(begin), low + at);
     return;
   }
-  if (float* whole = master(bucket)) std::copy(values.begin(), values.end(), whole + at);
-  convert_floats(values.data(), DType::kF32, begin, info.dtype, values.size());
+  if (float* whole = master(bucket)) compute_->write_floats(values, whole + at, DType::kF32);
+  compute_->write_floats(values, begin, info.dtype);
 }
 
 void Storage::load(int bucket, int64_t at, std::span<float> values) const {
@@ -187,12 +198,11 @@ void Storage::load(int bucket, int64_t at, std::span<float> values) const {
   const std::byte* begin = const_cast<Storage*>(this)->shard(bucket) +
                            at * static_cast<int64_t>(dtype_bytes(info.dtype));
   if (place.remainder) {
-    kernels::join_master_cpu(reinterpret_cast<const uint16_t*>(begin), place.remainder + at,
-                             values.data(), n);
+    compute_->read_split(reinterpret_cast<const uint16_t*>(begin), place.remainder + at, values);
   } else if (place.master) {
-    std::copy_n(place.master + at, values.size(), values.begin());
+    compute_->read_floats(place.master + at, DType::kF32, values);
   } else {
-    convert_floats(begin, info.dtype, values.data(), DType::kF32, values.size());
+    compute_->read_floats(begin, info.dtype, values);
   }
 }
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "libfsdp/comm/communicator.h"
-#include "libfsdp/device/host_arena.h"
+#include "libfsdp/kernels/compute.h"
 #include "libfsdp/plan/layout.h"
 #include "libfsdp/plan/memory_plan.h"
 #include "libfsdp/plan/slots.h"
@@ -36,6 +36,8 @@ class Storage {
   Storage(const plan::Layout& layout, const plan::Placement& placement, comm::Communicator& comm,
           MasterPrecision precision);
 
+  /// Where all of it lies: that of the communicator, which outlives this.
+  kernels::Compute& compute() const { return *compute_; }
   const plan::Layout& layout() const { return layout_; }
   const plan::SlotMap& slots() const { return slots_; }
 
@@ -62,8 +64,8 @@ class Storage {
   /// Whether `address` lies in memory of gathered parameters.
   bool contains(const void* address) const;
 
-  /// Writes / reads fp32 values at element `at` of this rank's part; exact for trainable buckets of
-  /// any dtype that has a master. Throws InternalError outside of the part.
+  /// Writes / reads fp32 values (host memory) at element `at` of this rank's part; exact for
+  /// trainable buckets of any dtype that has a master. Throws InternalError outside of the part.
   void store(int bucket, int64_t at, std::span<const float> values);
   void load(int bucket, int64_t at, std::span<float> values) const;
 
@@ -99,7 +101,8 @@ class Storage {
   std::shared_ptr<comm::SymmetricMemory> shards_;      // Null in the shared home.
   std::shared_ptr<comm::SharedMemory> shared_shards_;  // Null in the others.
   std::shared_ptr<comm::SymmetricMemory> gradients_;
-  std::unique_ptr<device::HostArena> arena_;
+  kernels::Compute* compute_;
+  kernels::ComputeMemory memory_;  // Everything that peers do not read: slots first.
   std::byte* slot_memory_ = nullptr;
 };
 

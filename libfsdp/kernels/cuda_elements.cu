@@ -58,6 +58,27 @@ int fold_typed(float* destination, const void* const* sources, int count, int64_
   return cudaSuccess;
 }
 
+struct ConvertToBf16 {
+  const float* from;
+  uint16_t* to;
+  __device__ void operator()(int64_t i) const { to[i] = round_bf16(from[i]); }
+};
+
+struct ConvertToF16 {
+  const float* from;
+  uint16_t* to;
+  __device__ void operator()(int64_t i) const { to[i] = round_f16(from[i]); }
+};
+
+struct ScaleBody {
+  float* values;
+  float factor;
+  float limit;
+  __device__ void operator()(int64_t i) const {
+    values[i] = prepared_gradient(values[i], factor, limit);
+  }
+};
+
 }  // namespace
 
 int launch_split(const float* master, uint16_t* high, uint16_t* remainder, int64_t n,
@@ -88,6 +109,23 @@ int launch_fold(float* destination, const void* const* sources, int count, FoldT
       return fold_typed<F16Source>(destination, sources, count, n, accumulate != 0, stream);
   }
   return cudaErrorInvalidValue;
+}
+
+int launch_convert(const float* from, void* to, FoldType type, int64_t n, void* stream) {
+  switch (type) {
+    case FoldType::kF32:
+      return cudaMemcpyAsync(to, from, static_cast<size_t>(n) * sizeof(float),
+                             cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream));
+    case FoldType::kBf16:
+      return for_each(n, stream, ConvertToBf16{from, static_cast<uint16_t*>(to)});
+    case FoldType::kF16:
+      return for_each(n, stream, ConvertToF16{from, static_cast<uint16_t*>(to)});
+  }
+  return cudaErrorInvalidValue;
+}
+
+int launch_scale(float* values, int64_t n, float factor, float limit, void* stream) {
+  return for_each(n, stream, ScaleBody{values, factor, limit});
 }
 
 }  // namespace fsdp::kernels

@@ -16,7 +16,7 @@
 namespace fsdp::kernels {
 
 /// Raised whenever the table's layout changes.
-constexpr int32_t kCudaKernelTableVersion = 4;
+constexpr int32_t kCudaKernelTableVersion = 5;
 
 enum class FoldType : int32_t { kF32, kBf16, kF16 };
 
@@ -30,6 +30,9 @@ struct CudaKernelTable {
   /// returns.
   int (*fold_ranks)(float* destination, const void* const* sources, int count, FoldType type,
                     int64_t n, int accumulate, void* stream);
+  /// As Compute::convert() and Compute::scale().
+  int (*convert)(const float* from, void* to, FoldType type, int64_t n, void* stream);
+  int (*scale)(float* values, int64_t n, float factor, float limit, void* stream);
   /// As quantum_sums(), but *non_finite is added to.
   int (*quantum_sums)(const float* values, int64_t n, NormType type, double* sums,
                       int64_t* non_finite, void* stream);

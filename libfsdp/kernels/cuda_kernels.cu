@@ -5,9 +5,18 @@ namespace fsdp::kernels {
 namespace {
 
 const CudaKernelTable kTable = {
-    kCudaKernelTableVersion,    launch_split,         launch_join,  launch_fold,
-    launch_quantum_sums,        launch_gradient_sums, launch_adamw, launch_sgd,
-    launch_any_precision_adamw, launch_adamw_8bit,
+    kCudaKernelTableVersion,
+    launch_split,
+    launch_join,
+    launch_fold,
+    launch_convert,
+    launch_scale,
+    launch_quantum_sums,
+    launch_gradient_sums,
+    launch_adamw,
+    launch_sgd,
+    launch_any_precision_adamw,
+    launch_adamw_8bit,
 };
 
 }  // namespace

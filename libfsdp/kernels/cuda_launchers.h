@@ -11,6 +11,8 @@ int launch_join(const uint16_t* high, const uint16_t* remainder, float* master, 
                 void* stream);
 int launch_fold(float* destination, const void* const* sources, int count, FoldType type, int64_t n,
                 int accumulate, void* stream);
+int launch_convert(const float* from, void* to, FoldType type, int64_t n, void* stream);
+int launch_scale(float* values, int64_t n, float factor, float limit, void* stream);
 
 // cuda_sums.cu
 int launch_quantum_sums(const float* values, int64_t n, NormType type, double* sums,

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/optim/host_optimizers.h"
+#include "libfsdp/optim/flat_optimizers.h"
 
 namespace fsdp::optim {
 namespace {
@@ -59,9 +59,10 @@ int64_t state_bytes(const OptimizerOptions& options, int64_t numel,
 }
 
 std::unique_ptr<ShardOptimizer> make_optimizer(const OptimizerOptions& options, int64_t numel,
-                                               std::span<const GroupSegment> segments) {
+                                               std::span<const GroupSegment> segments,
+                                               kernels::Compute& compute) {
   options.validate();
-  return make_host_optimizer(options, numel, segments);
+  return make_flat_optimizer(options, numel, segments, compute);
 }
 
 }  // namespace fsdp::optim

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "libfsdp/base/dtype.h"
+#include "libfsdp/kernels/compute.h"
 
 namespace fsdp::optim {
 
@@ -104,7 +105,7 @@ struct StateTensor {
   std::string_view name;  ///< PyTorch's: "exp_avg", "exp_avg_sq", "momentum_buffer"; or
                           ///< bitsandbytes': "state1", "absmax1", "state2", "absmax2".
   DType dtype = DType::kF32;
-  std::span<std::byte> values;
+  std::span<std::byte> values;     ///< In the memory of the optimizer's Compute.
   int64_t elements_per_value = 1;  ///< Of the shard; above 1 for scales of blocks.
   int64_t begin = 0;               ///< First element of the shard.
 };
@@ -132,12 +133,14 @@ class ShardOptimizer {
 int64_t state_bytes(const OptimizerOptions& options, int64_t numel,
                     std::span<const GroupSegment> segments = {});
 
-/// Makes the optimizer of a shard of `numel` elements (0 is legal) in host memory.
+/// Makes the optimizer of a shard of `numel` elements (0 is legal), whose arrays and state are
+/// memory of `compute`, which outlives it.
 ///
 /// `segments` are all that any update will name; only 8-bit AdamW needs them: it has state for
 /// these elements alone, and chooses its precision by parameter. Without them the shard is one
-/// parameter. Throws ConfigError (options) or HostResourceError.
+/// parameter. Throws ConfigError (options), HostResourceError or DeviceMemoryError.
 std::unique_ptr<ShardOptimizer> make_optimizer(const OptimizerOptions& options, int64_t numel,
-                                               std::span<const GroupSegment> segments = {});
+                                               std::span<const GroupSegment> segments = {},
+                                               kernels::Compute& compute = kernels::host_compute());
 
 }  // namespace fsdp::optim

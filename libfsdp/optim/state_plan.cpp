@@ -1,7 +1,7 @@
 #include "libfsdp/base/checked.h"
 #include "libfsdp/base/error.h"
 #include "libfsdp/kernels/quantized_state.h"
-#include "libfsdp/optim/host_optimizers.h"
+#include "libfsdp/optim/flat_optimizers.h"
 
 namespace fsdp::optim {
 namespace {
@@ -68,14 +68,15 @@ void StatePlan::add_quantized(const OptimizerOptions& options, const GroupSegmen
   add_piece("absmax2", DType::kF32, kernels::kStateBlock);
 }
 
+int64_t StatePlan::padded_bytes(const StateArray& array) {
+  return checked_add<ConfigError>(array.bytes(), kStateAlignment - 1, "optimizer") /
+         kStateAlignment * kStateAlignment;
+}
+
 int64_t StatePlan::bytes() const {
   int64_t total = 0;
-  for (const StateArray& array : arrays_) {
-    const int64_t padded =
-        checked_add<ConfigError>(array.bytes(), kStateAlignment - 1, "optimizer");
-    total =
-        checked_add<ConfigError>(total, padded / kStateAlignment * kStateAlignment, "optimizer");
-  }
+  for (const StateArray& array : arrays_)
+    total = checked_add<ConfigError>(total, padded_bytes(array), "optimizer");
   return total;
 }
 

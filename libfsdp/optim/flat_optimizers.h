@@ -27,7 +27,8 @@ class StatePlan {
   StatePlan(const OptimizerOptions& options, int64_t numel, std::span<const GroupSegment> segments);
 
   const std::vector<StateArray>& arrays() const { return arrays_; }
-  /// Each array is aligned for any vector.
+  /// Each array is aligned for any vector: what it takes, and all together.
+  static int64_t padded_bytes(const StateArray& array);
   int64_t bytes() const;
 
  private:
@@ -40,7 +41,8 @@ class StatePlan {
 };
 
 /// As make_optimizer(), for options that were validated.
-std::unique_ptr<ShardOptimizer> make_host_optimizer(const OptimizerOptions& options, int64_t numel,
-                                                    std::span<const GroupSegment> segments);
+std::unique_ptr<ShardOptimizer> make_flat_optimizer(const OptimizerOptions& options, int64_t numel,
+                                                    std::span<const GroupSegment> segments,
+                                                    kernels::Compute& compute);
 
 }  // namespace fsdp::optim

@@ -1,12 +1,11 @@
-#include "libfsdp/optim/host_optimizers.h"
+#include "libfsdp/optim/flat_optimizers.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/device/host_arena.h"
-#include "libfsdp/kernels/update.h"
+#include "libfsdp/kernels/compute.h"
 
 namespace fsdp::optim {
 namespace {
@@ -101,19 +100,23 @@ T* offset(T* array, int64_t at) {
   return array == nullptr ? nullptr : array + at;
 }
 
-/// The state in one arena, and the walk over segments; the formulas are the derived classes'.
-class HostOptimizer : public ShardOptimizer {
+/// The state in one block, and the walk over segments; the formulas are the derived classes'.
+class FlatOptimizer : public ShardOptimizer {
  public:
-  HostOptimizer(const OptimizerOptions& options, int64_t numel, const StatePlan& plan)
+  FlatOptimizer(const OptimizerOptions& options, int64_t numel, const StatePlan& plan,
+                kernels::Compute& compute)
       : options_(options),
         numel_(numel),
-        arena_(static_cast<size_t>(plan.bytes()), {.label = "optimizer state"}) {
+        compute_(compute),
+        memory_(compute.allocate(static_cast<size_t>(plan.bytes()), "optimizer state")) {
+    std::byte* next = memory_.get();
     for (const StateArray& array : plan.arrays()) {
       state_.push_back({.name = array.name,
                         .dtype = array.dtype,
-                        .values = arena_.allocate_array<std::byte>(array.bytes()),
+                        .values = {next, static_cast<size_t>(array.bytes())},
                         .elements_per_value = array.elements_per_value,
                         .begin = array.begin});
+      next += StatePlan::padded_bytes(array);
     }
   }
 
@@ -136,6 +139,7 @@ class HostOptimizer : public ShardOptimizer {
   virtual void update_segment(const SegmentUpdate& update) = 0;
 
   const OptimizerOptions& options() const { return options_; }
+  kernels::Compute& compute() const { return compute_; }
   const std::vector<StateTensor>& state() const { return state_; }
 
   /// Value of state array `index` that belongs to element `at` of the shard.
@@ -172,31 +176,32 @@ class HostOptimizer : public ShardOptimizer {
 
   OptimizerOptions options_;
   int64_t numel_;
-  device::HostArena arena_;
+  kernels::Compute& compute_;
+  kernels::ComputeMemory memory_;
   std::vector<StateTensor> state_;
 };
 
-class AdamW final : public HostOptimizer {
+class AdamW final : public FlatOptimizer {
  public:
-  using HostOptimizer::HostOptimizer;
+  using FlatOptimizer::FlatOptimizer;
 
  private:
   void update_segment(const SegmentUpdate& update) final {
-    kernels::adamw(parameter(update), update.gradient(), state_at<float>(0, update.begin()),
-                   state_at<float>(1, update.begin()), update.numel(),
-                   adamw_scalars(options(), update.group, update.scalars));
+    compute().adamw(parameter(update), update.gradient(), state_at<float>(0, update.begin()),
+                    state_at<float>(1, update.begin()), update.numel(),
+                    adamw_scalars(options(), update.group, update.scalars));
   }
 };
 
-class Sgd final : public HostOptimizer {
+class Sgd final : public FlatOptimizer {
  public:
-  using HostOptimizer::HostOptimizer;
+  using FlatOptimizer::FlatOptimizer;
 
  private:
   void update_segment(const SegmentUpdate& update) final {
     float* buffer = state().empty() ? nullptr : state_at<float>(0, update.begin());
-    kernels::sgd(parameter(update), update.gradient(), buffer, update.numel(), options().nesterov,
-                 sgd_scalars(options(), update.group, update.scalars));
+    compute().sgd(parameter(update), update.gradient(), buffer, update.numel(), options().nesterov,
+                  sgd_scalars(options(), update.group, update.scalars));
   }
 };
 
@@ -204,9 +209,9 @@ kernels::AnyType any_type(DType dtype) {
   return dtype == DType::kF32 ? kernels::AnyType::kF32 : kernels::AnyType::kBf16;
 }
 
-class AnyPrecisionAdamW final : public HostOptimizer {
+class AnyPrecisionAdamW final : public FlatOptimizer {
  public:
-  using HostOptimizer::HostOptimizer;
+  using FlatOptimizer::FlatOptimizer;
 
  private:
   void* bytes_at(size_t index, int64_t at) const {
@@ -236,15 +241,16 @@ class AnyPrecisionAdamW final : public HostOptimizer {
         .stochastic = options().stochastic_rounding && !is_f32,
         .key = update.key(),
         .first = update.segment.param_at};
-    kernels::any_precision_adamw(arrays, update.numel(),
-                                 any_precision_scalars(options(), update.group, update.scalars));
+    compute().any_precision_adamw(arrays, update.numel(),
+                                  any_precision_scalars(options(), update.group, update.scalars));
   }
 };
 
-class AdamW8bit final : public HostOptimizer {
+class AdamW8bit final : public FlatOptimizer {
  public:
-  AdamW8bit(const OptimizerOptions& options, int64_t numel, const StatePlan& plan)
-      : HostOptimizer(options, numel, plan) {
+  AdamW8bit(const OptimizerOptions& options, int64_t numel, const StatePlan& plan,
+            kernels::Compute& compute)
+      : FlatOptimizer(options, numel, plan, compute) {
     for (size_t i = 0; i < state().size();) {
       const StateTensor& first = state()[i];
       const bool quantized = first.dtype == DType::kU8;
@@ -277,19 +283,19 @@ class AdamW8bit final : public HostOptimizer {
     const size_t s = piece.state;
     const kernels::AdamWScalars scalars = adamw_scalars(options(), update.group, update.scalars);
     if (state()[s].dtype == DType::kF32) {
-      kernels::adamw(parameter(update), update.gradient(), state_at<float>(s, at),
-                     state_at<float>(s + 1, at), update.numel(), scalars);
+      compute().adamw(parameter(update), update.gradient(), state_at<float>(s, at),
+                      state_at<float>(s + 1, at), update.numel(), scalars);
       return;
     }
     check((at - piece.begin) % kernels::kStateBlock == 0 &&
               (update.segment.end == piece.end || update.numel() % kernels::kStateBlock == 0),
           "optimizer: a segment cuts a block of 8-bit state");
-    kernels::adamw_8bit(parameter(update), update.gradient(),
-                        {.code1 = state_at<uint8_t>(s, at),
-                         .absmax1 = state_at<float>(s + 1, at),
-                         .code2 = state_at<uint8_t>(s + 2, at),
-                         .absmax2 = state_at<float>(s + 3, at)},
-                        update.numel(), scalars);
+    compute().adamw_8bit(parameter(update), update.gradient(),
+                         {.code1 = state_at<uint8_t>(s, at),
+                          .absmax1 = state_at<float>(s + 1, at),
+                          .code2 = state_at<uint8_t>(s + 2, at),
+                          .absmax2 = state_at<float>(s + 3, at)},
+                         update.numel(), scalars);
   }
 
   std::vector<Piece> pieces_;
@@ -297,20 +303,21 @@ class AdamW8bit final : public HostOptimizer {
 
 }  // namespace
 
-std::unique_ptr<ShardOptimizer> make_host_optimizer(const OptimizerOptions& options, int64_t numel,
-                                                    std::span<const GroupSegment> segments) {
+std::unique_ptr<ShardOptimizer> make_flat_optimizer(const OptimizerOptions& options, int64_t numel,
+                                                    std::span<const GroupSegment> segments,
+                                                    kernels::Compute& compute) {
   const StatePlan plan(options, numel, segments);
   switch (options.kind) {
     case OptimizerKind::kSgd:
-      return std::make_unique<Sgd>(options, numel, plan);
+      return std::make_unique<Sgd>(options, numel, plan, compute);
     case OptimizerKind::kAnyPrecisionAdamW:
-      return std::make_unique<AnyPrecisionAdamW>(options, numel, plan);
+      return std::make_unique<AnyPrecisionAdamW>(options, numel, plan, compute);
     case OptimizerKind::kAdamW8bit:
-      return std::make_unique<AdamW8bit>(options, numel, plan);
+      return std::make_unique<AdamW8bit>(options, numel, plan, compute);
     case OptimizerKind::kAdamW:
       break;
   }
-  return std::make_unique<AdamW>(options, numel, plan);
+  return std::make_unique<AdamW>(options, numel, plan, compute);
 }
 
 }  // namespace fsdp::optim
