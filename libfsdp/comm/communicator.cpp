@@ -26,6 +26,8 @@ const char* kind_name(CollectiveKind kind) {
       return "allocation";
     case CollectiveKind::kFence:
       return "fence";
+    case CollectiveKind::kAllocateShared:
+      return "shared allocation";
   }
   return "collective";
 }

@@ -41,8 +41,9 @@ enum class CollectiveKind : uint8_t {
   kBarrier,
   kAllocate,
   kFence,
+  kAllocateShared,
 };
-inline constexpr int kNumCollectiveKinds = 7;
+inline constexpr int kNumCollectiveKinds = 8;
 
 /// What a collective is about, as seen by one rank; equal on all members of a collective.
 struct Tag {

@@ -66,8 +66,9 @@ Ticket FakeCommunicator::begin(CollectiveKind kind, const Group& group,
   return {++begun_};
 }
 
-std::shared_ptr<Mapping> FakeCommunicator::new_memory(size_t bytes, std::string_view label) {
-  begin(CollectiveKind::kAllocate, world_, 0);
+std::shared_ptr<Mapping> FakeCommunicator::new_memory(CollectiveKind kind, size_t bytes,
+                                                      std::string_view label) {
+  begin(kind, world_, 0);
   try {
     return Mapping::anonymous(bytes);
   } catch (const HostResourceError& e) {
@@ -77,14 +78,15 @@ std::shared_ptr<Mapping> FakeCommunicator::new_memory(size_t bytes, std::string_
 }
 
 std::shared_ptr<SymmetricMemory> FakeCommunicator::allocate(size_t bytes, std::string_view label) {
-  return std::make_shared<OwnBlock>(new_memory(bytes, label), bytes);
+  return std::make_shared<OwnBlock>(new_memory(CollectiveKind::kAllocate, bytes, label), bytes);
 }
 
 std::shared_ptr<SharedMemory> FakeCommunicator::allocate_shared(const Group& group, size_t bytes,
                                                                 std::string_view label) {
   require(options_.can_share, "ranks of several hosts cannot share memory");
   require_member(group, rank_);
-  return std::make_shared<OwnBlock>(new_memory(bytes, label), bytes);
+  return std::make_shared<OwnBlock>(new_memory(CollectiveKind::kAllocateShared, bytes, label),
+                                    bytes);
 }
 
 Ticket FakeCommunicator::begin_gather(const Group& group, SymmetricSpan source,

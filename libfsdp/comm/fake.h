@@ -61,7 +61,7 @@ class FakeCommunicator final : public Communicator {
  private:
   struct AbortReason;
   Ticket begin(CollectiveKind kind, const Group& group, size_t bytes_from_each_peer);
-  std::shared_ptr<Mapping> new_memory(size_t bytes, std::string_view label);
+  std::shared_ptr<Mapping> new_memory(CollectiveKind kind, size_t bytes, std::string_view label);
   void throw_if_aborted() const;
 
   int rank_;

@@ -203,6 +203,7 @@ void PeerCommunicator::move_data(Pending& pending) {
     }
     case CollectiveKind::kExchange:
     case CollectiveKind::kAllocate:
+    case CollectiveKind::kAllocateShared:
       for (const int member : pending.members) {
         std::memcpy(pending.destination + pending.stride * member,
                     control_.staging(member, pending.half), pending.bytes);
@@ -301,9 +302,9 @@ void PeerCommunicator::barrier(Tag tag) {
 std::shared_ptr<SymmetricMemory> PeerCommunicator::allocate(size_t bytes, std::string_view label) {
   throw_if_aborted();
   auto block = std::make_shared<SharedBlock>(++allocations_, rank_, size_, bytes);
-  do_and_agree(world_, bytes, label,
+  do_and_agree(CollectiveKind::kAllocate, world_, bytes, label,
                [&] { block->parts[rank_] = create_part(block->id(), world_, bytes, label); });
-  do_and_agree(world_, bytes, label, [&] {
+  do_and_agree(CollectiveKind::kAllocate, world_, bytes, label, [&] {
     for (const int peer : world_) {
       if (peer != rank_) block->parts[peer] = attach_part(block->id(), peer, bytes, false);
     }
@@ -318,10 +319,10 @@ std::shared_ptr<SharedMemory> PeerCommunicator::allocate_shared(const Group& gro
   require_member(group, rank_);
   const uint32_t id = ++allocations_;
   std::shared_ptr<Mapping> mapping;
-  do_and_agree(group, bytes, label, [&] {
+  do_and_agree(CollectiveKind::kAllocateShared, group, bytes, label, [&] {
     if (group.front() == rank_) mapping = create_part(id, group, bytes, label);
   });
-  do_and_agree(group, bytes, label, [&] {
+  do_and_agree(CollectiveKind::kAllocateShared, group, bytes, label, [&] {
     if (group.front() != rank_) mapping = attach_part(id, group.front(), bytes, true);
   });
   parts_settled(id);
@@ -329,8 +330,8 @@ std::shared_ptr<SharedMemory> PeerCommunicator::allocate_shared(const Group& gro
 }
 
 template <class Work>
-void PeerCommunicator::do_and_agree(const Group& group, size_t bytes, std::string_view label,
-                                    Work work) {
+void PeerCommunicator::do_and_agree(CollectiveKind kind, const Group& group, size_t bytes,
+                                    std::string_view label, Work work) {
   std::string error;
   try {
     work();
@@ -338,15 +339,15 @@ void PeerCommunicator::do_and_agree(const Group& group, size_t bytes, std::strin
     error = e.what();
   }
   try {
-    agree_on_memory(error, group, bytes, label);
+    agree_on_memory(kind, error, group, bytes, label);
   } catch (const HostResourceError&) {
     parts_settled(allocations_);
     throw;
   }
 }
 
-void PeerCommunicator::agree_on_memory(const std::string& error, const Group& group, size_t bytes,
-                                       std::string_view label) {
+void PeerCommunicator::agree_on_memory(CollectiveKind kind, const std::string& error,
+                                       const Group& group, size_t bytes, std::string_view label) {
   struct State {
     uint64_t group = 0;
     std::array<char, 200> error{};
@@ -355,8 +356,7 @@ void PeerCommunicator::agree_on_memory(const std::string& error, const Group& gr
   mine.group = group_key(group);
   std::memcpy(mine.error.data(), error.data(), std::min(error.size(), mine.error.size() - 1));
   std::vector<State> all(size_);
-  run_exchange(CollectiveKind::kAllocate, &mine, sizeof(mine), all.data(),
-               static_cast<int64_t>(bytes), make_tag(label));
+  run_exchange(kind, &mine, sizeof(mine), all.data(), static_cast<int64_t>(bytes), make_tag(label));
   for (const int member : group) {
     if (all[member].group == mine.group) continue;
     fail(cat("[comm] ranks ", rank_, " and ", member, " differ over who holds '", label, "': rank ",

@@ -129,9 +129,10 @@ class PeerCommunicator : public Communicator {
   void run_exchange(CollectiveKind kind, const void* mine, size_t bytes, void* all,
                     int64_t tag_bytes, Tag tag);
   template <class Work>
-  void do_and_agree(const Group& group, size_t bytes, std::string_view label, Work work);
-  void agree_on_memory(const std::string& error, const Group& group, size_t bytes,
-                       std::string_view label);
+  void do_and_agree(CollectiveKind kind, const Group& group, size_t bytes, std::string_view label,
+                    Work work);
+  void agree_on_memory(CollectiveKind kind, const std::string& error, const Group& group,
+                       size_t bytes, std::string_view label);
 
   std::shared_ptr<Mapping> keeper_;
   ControlView control_;

@@ -117,11 +117,12 @@ struct GlooCommunicator::Trouble {
   Tag what;
   double since = 0;
   double waited_s = 0;
-  bool hopeless() const {
-    return !failed.empty() || !lost[member].empty() || left_at[member] < sequence;
+  /// Whether nothing will come from `rank` for the collective at this place.
+  bool is_hopeless(int rank, uint64_t at) const {
+    return !failed.empty() || !lost[rank].empty() || left_at[rank] < at;
   }
   void wake_if_hopeless() {
-    if (waiting != nullptr && hopeless()) waiting->abort();
+    if (waiting != nullptr && is_hopeless(member, sequence)) waiting->abort();
   }
 };
 
@@ -145,22 +146,29 @@ GlooCommunicator::GlooCommunicator(const Place& place, const CommOptions& option
                                               place.join_timeout_s, options, events());
   control_->start();
   try {
-    mesh_ = std::make_unique<Mesh>(*control_, rank_, size_, control_->address(),
-                                   place.join_timeout_s, options.peer_timeout_s * 0.8);
-    for (const int peer : world_) {
-      if (peer == rank_) continue;
-      inboxes_[peer] = std::make_unique<Inbox>();
-      for (int i = 0; i < kPostedAhead; ++i) post_receive(peer);
-    }
-  } catch (const CommError& e) {
-    control_->abort(e.what());
-    control_->stop();
+    connect(place);
+  } catch (const std::exception& e) {
+    abort(e.what());
+    close();
     throw;
   }
-  driver_ = start_quiet_thread([this] { drive_in_background(); });
 }
 
-GlooCommunicator::~GlooCommunicator() {
+void GlooCommunicator::connect(const Place& place) {
+  mesh_ = std::make_unique<Mesh>(*control_, rank_, size_, control_->address(), place.join_timeout_s,
+                                 options_.peer_timeout_s * 0.8);
+  for (const int peer : world_) {
+    if (peer == rank_) continue;
+    inboxes_[peer] = std::make_unique<Inbox>();
+    for (int i = 0; i < kPostedAhead; ++i) post_receive(peer);
+  }
+  driver_ = start_quiet_thread([this] { drive_in_background(); });
+  barrier(make_tag("joined"));  // Nobody leaves while others still connect.
+}
+
+GlooCommunicator::~GlooCommunicator() { close(); }
+
+void GlooCommunicator::close() {
   {
     const std::lock_guard lock(wake_mutex_);
     stop_ = true;
@@ -170,17 +178,16 @@ GlooCommunicator::~GlooCommunicator() {
   {
     const std::lock_guard lock(trouble_->mutex);
     failed = !trouble_->failed.empty();
-    if (finished_ < begun_) trouble_->failed = "[comm] this rank has left";
+    if (finished_ < begun_ && !failed) trouble_->failed = "[comm] this rank has left";
     trouble_->wake_if_hopeless();
   }
-  driver_.join();
+  if (driver_.joinable()) driver_.join();
   // The peers may still take what this rank has sent them.
   if (!failed) control_->leave(finished_, std::min(options_.timeout_s, kGoodbyeSeconds));
   control_->stop();
   for (Pending& pending : *pending_) pending.sends.clear();
   inboxes_.clear();
   mesh_.reset();
-  control_.reset();
 }
 
 // ---- Beginning ----
@@ -217,7 +224,7 @@ Ticket GlooCommunicator::publish(Pending& pending, bool wake_driver) {
   for (const int member : pending.members) {
     if (member == rank_) continue;
     pending.sends.push_back(
-        mesh_->send(member, kMessages, &pending.message, sizeof(pending.message)));
+        start_send(member, kMessages, &pending.message, sizeof(pending.message), pending));
     pending.sent_to.push_back(member);
   }
   if (wake_driver) {
@@ -353,10 +360,19 @@ void GlooCommunicator::receive_messages(Pending& pending) {
     const int member = pending.members[i];
     if (member == rank_) continue;
     Inbox& inbox = *inboxes_[member];
+    if (inbox.receives[inbox.next] == nullptr) {
+      wait_for_word(member, "its connection is closed", pending);
+      fail_waiting(member, pending.message.posted.tag);
+    }
     wait(*inbox.receives[inbox.next], member, pending);
     pending.theirs[i] = inbox.messages[inbox.next];
-    post_receive(member);
     compare(pending, member, pending.theirs[i]);
+    try {
+      post_receive(member);
+    } catch (const CommError&) {  // Whoever has left may break the connection; the next wait tells.
+      inbox.receives[inbox.next].reset();
+      inbox.next = (inbox.next + 1) % kPostedAhead;
+    }
   }
 }
 
@@ -387,6 +403,7 @@ void GlooCommunicator::move_data(Pending& pending) {
     case CollectiveKind::kGather:
     case CollectiveKind::kExchange:
     case CollectiveKind::kAllocate:
+    case CollectiveKind::kAllocateShared:
       return gather(pending);
     case CollectiveKind::kFold:
       return fold(pending);
@@ -400,7 +417,7 @@ void GlooCommunicator::move_data(Pending& pending) {
 
 void GlooCommunicator::send(Pending& pending, int member, const std::byte* data, size_t bytes) {
   if (bytes == 0) return;
-  pending.sends.push_back(mesh_->send(member, kData, data, bytes));
+  pending.sends.push_back(start_send(member, kData, data, bytes, pending));
   pending.sent_to.push_back(member);
 }
 
@@ -419,7 +436,7 @@ void GlooCommunicator::gather(Pending& pending) {
       std::memcpy(destination, pending.theirs[at].data.data(), pending.bytes);
       continue;
     }
-    receives.push_back(mesh_->receive(pending.members[at], kData, destination, pending.bytes));
+    receives.push_back(start_receive(pending.members[at], destination, pending.bytes, pending));
     from.push_back(pending.members[at]);
     send(pending, pending.members[to], pending.source, pending.bytes);
   }
@@ -445,7 +462,7 @@ void GlooCommunicator::fold(Pending& pending) {
     }
     sources.push_back(parts_.data() + room * i);
     if (part_bytes != 0) {
-      receives.push_back(mesh_->receive(member, kData, parts_.data() + room * i, part_bytes));
+      receives.push_back(start_receive(member, parts_.data() + room * i, part_bytes, pending));
       from.push_back(member);
     }
     const Message& theirs = pending.theirs[i];
@@ -465,7 +482,7 @@ void GlooCommunicator::broadcast_from_root(Pending& pending) {
     }
     return;
   }
-  const auto receive = mesh_->receive(root, kData, pending.destination, pending.bytes);
+  const auto receive = start_receive(root, pending.destination, pending.bytes, pending);
   wait(*receive, root, pending);
 }
 
@@ -529,16 +546,40 @@ void GlooCommunicator::wait(Transfer& transfer, int member, const Pending& pendi
     trouble_->waiting = nullptr;
   }
   if (done) return;
-  // Whoever ended the connection has told the hub why, or the hub finds out.
-  for (const double end = seconds_now() + kWordSeconds; !broken.empty() && seconds_now() < end;) {
+  if (!broken.empty()) wait_for_word(member, broken, pending);
+  fail_waiting(member, pending.message.posted.tag);
+}
+
+void GlooCommunicator::wait_for_word(int member, const std::string& broken,
+                                     const Pending& pending) {
+  for (const double end = seconds_now() + kWordSeconds; seconds_now() < end;) {
     {
       const std::lock_guard lock(trouble_->mutex);
-      if (trouble_->hopeless()) break;
+      if (trouble_->is_hopeless(member, pending.message.posted.sequence)) return;
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
-  if (!broken.empty()) note_trouble(member, cat("cannot be reached any more: ", broken));
-  fail_waiting(member, pending.message.posted.tag);
+  note_trouble(member, cat("cannot be reached any more: ", broken));
+}
+
+std::unique_ptr<Transfer> GlooCommunicator::start_send(int member, int channel, const void* data,
+                                                       size_t bytes, const Pending& pending) {
+  try {
+    return mesh_->send(member, channel, data, bytes);
+  } catch (const CommError& e) {
+    wait_for_word(member, e.what(), pending);
+    fail_waiting(member, pending.message.posted.tag);
+  }
+}
+
+std::unique_ptr<Transfer> GlooCommunicator::start_receive(int member, void* data, size_t bytes,
+                                                          const Pending& pending) {
+  try {
+    return mesh_->receive(member, kData, data, bytes);
+  } catch (const CommError& e) {
+    wait_for_word(member, e.what(), pending);
+    fail_waiting(member, pending.message.posted.tag);
+  }
 }
 
 ControlEvents GlooCommunicator::events() {

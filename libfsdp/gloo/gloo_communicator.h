@@ -77,6 +77,9 @@ class GlooCommunicator final : public comm::Communicator {
   struct Trouble;
   using Transfers = std::vector<std::unique_ptr<Transfer>>;
 
+  void connect(const Place& place);
+  void close();
+
   // Beginning.
   Pending& post(comm::CollectiveKind kind, DType dtype, const comm::Group& group, uint64_t offset,
                 uint32_t memory, int64_t bytes, comm::Tag tag);
@@ -98,6 +101,12 @@ class GlooCommunicator final : public comm::Communicator {
   void send(Pending& pending, int member, const std::byte* data, size_t bytes);
   void wait_all(Transfers& transfers, const std::vector<int>& members, const Pending& pending);
   void wait(Transfer& transfer, int member, const Pending& pending);
+  /// Gives the reason of a broken connection some time to come.
+  void wait_for_word(int member, const std::string& broken, const Pending& pending);
+  std::unique_ptr<Transfer> start_send(int member, int channel, const void* data, size_t bytes,
+                                       const Pending& pending);
+  std::unique_ptr<Transfer> start_receive(int member, void* data, size_t bytes,
+                                          const Pending& pending);
 
   // Failing.
   comm::ControlEvents events();

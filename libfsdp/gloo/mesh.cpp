@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <chrono>
+#include <csignal>
 #include <filesystem>
 #include <mutex>
 #include <set>
@@ -53,6 +54,40 @@ class ControlStore final : public c10d::Store {
   comm::ControlChannel* control_;
 };
 
+/// Keeps signals from the calling thread, and from threads that it starts meanwhile.
+class NoSignals {
+ public:
+  explicit NoSignals(const sigset_t& blocked) { pthread_sigmask(SIG_BLOCK, &blocked, &before_); }
+  ~NoSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_{};
+};
+
+/// gloo writes to sockets without MSG_NOSIGNAL: a peer that has gone must not end this process.
+class NoPipeSignal {
+ public:
+  NoPipeSignal() : blocked_(pipe_signal()) {}
+  ~NoPipeSignal() {
+    sigset_t pending;
+    sigpending(&pending);
+    const timespec now{};
+    if (sigismember(&pending, SIGPIPE) == 1) {
+      const sigset_t pipe = pipe_signal();
+      sigtimedwait(&pipe, nullptr, &now);
+    }
+  }
+
+ private:
+  static sigset_t pipe_signal() {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGPIPE);
+    return set;
+  }
+  NoSignals blocked_;
+};
+
 std::set<int> open_descriptors() {
   std::set<int> open;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd"))
@@ -93,6 +128,9 @@ Mesh::Mesh(comm::ControlChannel& control, int rank, int size, const std::string&
            double join_timeout_s, double unreachable_s)
     : state_(std::make_unique<State>()) {
   const std::set<int> before = open_descriptors();
+  sigset_t all;
+  sigfillset(&all);
+  const NoSignals blocked(all);  // Signals are for the program's own threads, not for gloo's.
   try {
     const auto join_time = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::duration<double>(join_timeout_s));
@@ -127,6 +165,7 @@ std::vector<at::Tensor> as_tensors(const void* data, size_t bytes) {
 
 std::unique_ptr<Transfer> Mesh::send(int to, int channel, const void* data, size_t bytes) {
   std::vector<at::Tensor> tensors = as_tensors(data, bytes);
+  const NoPipeSignal no_signal;
   const std::lock_guard lock(state_->mutex);
   try {
     return std::make_unique<GlooTransfer>(state_->group->send(tensors, to, channel));
@@ -137,6 +176,7 @@ std::unique_ptr<Transfer> Mesh::send(int to, int channel, const void* data, size
 
 std::unique_ptr<Transfer> Mesh::receive(int from, int channel, void* data, size_t bytes) {
   std::vector<at::Tensor> tensors = as_tensors(data, bytes);
+  const NoPipeSignal no_signal;
   const std::lock_guard lock(state_->mutex);
   try {
     return std::make_unique<GlooTransfer>(state_->group->recv(tensors, from, channel));

@@ -17,7 +17,7 @@ void expect(bool condition, const std::string& what) {
 
 std::vector<ConformanceCase> all_cases() {
   std::vector<ConformanceCase> all;
-  for (const auto* list : {&data_cases(), &shared_cases(), &failure_cases()}) {
+  for (const auto* list : {&data_cases(), &shared_cases(), &failure_cases(), &divergence_cases()}) {
     all.insert(all.end(), list->begin(), list->end());
   }
   return all;

@@ -27,6 +27,8 @@ const std::vector<ConformanceCase>& shared_cases();
 /// What goes wrong is an error on every rank.
 const std::vector<ConformanceCase>& failure_cases();
 
+/// A rank that skips, repeats, reorders, resizes or retypes a collective, for each collective.
+const std::vector<ConformanceCase>& divergence_cases();
 /// The cases of all lists.
 std::vector<ConformanceCase> all_cases();
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <functional>
 #include <thread>
 
 #include "libfsdp/base/error.h"
@@ -21,7 +22,7 @@
 namespace fsdp::comm {
 namespace {
 
-enum class Transport { kSingle, kFake, kThreads, kShm, kShmInThreads, kGloo };
+enum class Transport { kSingle, kFake, kThreads, kShm, kShmInThreads, kGloo, kGlooInThreads };
 
 struct World {
   const char* name;
@@ -36,6 +37,8 @@ constexpr World kWorlds[] = {
     {"Gloo2", Transport::kGloo, 2},
     {"Gloo3", Transport::kGloo, 3},
     {"Gloo4", Transport::kGloo, 4},
+    {"GlooInThreads2", Transport::kGlooInThreads, 2},
+    {"GlooInThreads3", Transport::kGlooInThreads, 3},
 #else
     {"Single", Transport::kSingle, 1},    {"Fake1", Transport::kFake, 1},
     {"Threads2", Transport::kThreads, 2}, {"Threads3", Transport::kThreads, 3},
@@ -62,18 +65,18 @@ void run_all_data_cases(Communicator& c) {
   }
 }
 
-/// What runs in a world of `size`.
-std::vector<ConformanceCase> cases_of(int size) {
+/// What runs in `world`.
+std::vector<ConformanceCase> cases_of(const World& world) {
   std::vector<ConformanceCase> cases;
 #ifdef FSDP_TEST_GLOO
-  if (!is_long()) {
-    if (size < 4) cases.push_back({"AllDataCases", run_all_data_cases});
-    if (size == 3) cases.insert(cases.end(), failure_cases().begin(), failure_cases().end());
+  if (world.transport == Transport::kGloo && !is_long()) {
+    if (world.size < 4) cases.push_back({"AllDataCases", run_all_data_cases});
+    if (world.size == 3) cases.insert(cases.end(), failure_cases().begin(), failure_cases().end());
     return cases;
   }
 #endif
   for (const ConformanceCase& one : all_cases()) {
-    if (size >= one.smallest_world) cases.push_back(one);
+    if (world.size >= one.smallest_world) cases.push_back(one);
   }
   return cases;
 }
@@ -87,19 +90,20 @@ const ConformanceCase& case_named(const std::string& name) {
   throw std::runtime_error("no case " + name);
 }
 
-/// Ranks of the process transport as threads of this process, for ThreadSanitizer.
-std::string run_shm_in_threads(int size, const ConformanceCase& one) {
-  std::vector<RankParts> parts = make_shm_world(size);
+/// Ranks of a transport between processes as threads of this process; `join` makes one.
+std::string run_in_threads(int size, const ConformanceCase& one,
+                           const std::function<std::unique_ptr<Communicator>(int rank)>& join) {
   std::vector<std::string> errors(size);
   std::vector<std::thread> threads;
   for (int rank = 0; rank < size; ++rank) {
     threads.emplace_back([&, rank] {
-      const auto communicator = join_shm(std::move(parts[rank]), one.options);
+      std::unique_ptr<Communicator> communicator;
       try {
+        communicator = join(rank);
         one.run(*communicator);
       } catch (const std::exception& e) {
         errors[rank] = cat("rank ", rank, ": ", e.what(), "\n");
-        communicator->abort(e.what());
+        if (communicator) communicator->abort(e.what());
       }
     });
   }
@@ -108,6 +112,28 @@ std::string run_shm_in_threads(int size, const ConformanceCase& one) {
   for (const std::string& error : errors) all += error;
   return all;
 }
+
+/// For ThreadSanitizer.
+std::string run_shm_in_threads(int size, const ConformanceCase& one) {
+  std::vector<RankParts> parts = make_shm_world(size);
+  return run_in_threads(size, one,
+                        [&](int rank) { return join_shm(std::move(parts[rank]), one.options); });
+}
+
+#ifdef FSDP_TEST_GLOO
+std::string run_gloo_in_threads(int size, const ConformanceCase& one) {
+  ThreadWorld meeting(size);
+  return run_in_threads(size, one, [&](int rank) {
+    WorldPlace place;
+    place.rank = rank;
+    place.size = size;
+    place.local = meeting.communicator(rank);
+    return gloo::transport().join(std::move(place), one.options);
+  });
+}
+#else
+std::string run_gloo_in_threads(int, const ConformanceCase&) { return "not built"; }
+#endif
 
 std::string run_processes(int size, const ConformanceCase& one, const std::string& comm) {
   auto ranks = testing::start_ranks(size, {testing::this_program()},
@@ -136,6 +162,8 @@ std::string run_case(const World& world, const ConformanceCase& one) {
       return run_shm_in_threads(world.size, one);
     case Transport::kGloo:
       return run_processes(world.size, one, "gloo");
+    case Transport::kGlooInThreads:
+      return run_gloo_in_threads(world.size, one);
   }
   return "no such transport";
 }
@@ -150,7 +178,7 @@ TEST_P(ConformanceTest, Holds) {
 std::vector<std::tuple<World, ConformanceCase>> all_runs() {
   std::vector<std::tuple<World, ConformanceCase>> runs;
   for (const World& world : kWorlds) {
-    for (const ConformanceCase& one : cases_of(world.size)) runs.emplace_back(world, one);
+    for (const ConformanceCase& one : cases_of(world)) runs.emplace_back(world, one);
   }
   return runs;
 }

@@ -69,7 +69,8 @@ TEST(FakeTest, CountsWhatWouldCrossTheNetwork) {
     EXPECT_EQ(c->count(kind).collectives, collectives);
     EXPECT_EQ(c->count(kind).bytes, bytes);
   };
-  expect(CollectiveKind::kAllocate, 2, 0);
+  expect(CollectiveKind::kAllocate, 1, 0);
+  expect(CollectiveKind::kAllocateShared, 1, 0);
   expect(CollectiveKind::kGather, 2, 63 * 1000 + 100);
   expect(CollectiveKind::kFold, 1, 63 * 10 * 2);
   expect(CollectiveKind::kFence, 1, 0);
