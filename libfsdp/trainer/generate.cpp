@@ -11,6 +11,7 @@
 #include "libfsdp/base/error.h"
 #include "libfsdp/io/json.h"
 #include "libfsdp/models/generate.h"
+#include "libfsdp/shard/shell.h"
 #include "libfsdp/text/chat.h"
 #include "libfsdp/text/dataset_encoder.h"
 #include "libfsdp/text/record.h"
@@ -180,7 +181,7 @@ class Generator {
     const at::NoGradGuard no_grad;
     const auto cache = std::make_shared<models::KvCache>(
         files_.config, static_cast<int64_t>(prompt.size()) + picks_.max_new_tokens,
-        at::TensorOptions().dtype(options_.ranks.bf16 ? at::kBFloat16 : at::kFloat));
+        at::TensorOptions().dtype(to_scalar_type(options_.ranks.param_dtype())));
     const auto forward = [&](const at::Tensor& ids, const std::shared_ptr<models::KvCache>& kept) {
       return model_.run([&](auto& lm) { return lm.forward_cached(ids, kept); });
     };

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/optim/optimizer.h"
 
 namespace fsdp::trainer {
 namespace {
@@ -25,7 +26,43 @@ bool same_folder(const std::filesystem::path& a, const std::filesystem::path& b)
 
 }  // namespace
 
+std::string RankOptions::precision() const {
+  if (pure_bf16) return "pure bf16";
+  if (fp16) return "fp16";
+  return bf16 ? "bf16" : "fp32";
+}
+
+DType RankOptions::param_dtype() const {
+  if (fp16) return DType::kF16;
+  return bf16 || pure_bf16 ? DType::kBF16 : DType::kF32;
+}
+
+void RankOptions::check(const Origins& origins) const {
+  const char* const why = "choose one precision";
+  if (fp16 && bf16) refuse_pair(origins, "fp16", "bf16", why);
+  if (fp16 && pure_bf16) refuse_pair(origins, "fp16", "pure_bf16", why);
+  if (bf16 && pure_bf16) refuse_pair(origins, "bf16", "pure_bf16", why);
+  if (sharding_group_size > 0 && !sharding_strategy.starts_with("HYBRID_SHARD"))
+    refuse_pair(origins, "sharding_group_size", "sharding_strategy",
+                "only HYBRID_SHARD has sharding groups");
+  if (memory_budget_gib && kept_units)
+    refuse_pair(origins, "memory_budget_gib", "kept_units", "the budget chooses how many are kept");
+}
+
 void TrainOptions::check(const Origins& origins) const {
+  ranks.check(origins);
+  const auto kind = optim::optimizer_kind_from_name(optim);
+  if (ranks.pure_bf16 && origins.given("optim") &&
+      kind != optim::OptimizerKind::kAnyPrecisionAdamW) {
+    refuse_pair(origins, "optim", "pure_bf16",
+                "weights of 16 bits need AnyPrecision's compensation; use adamw_anyprecision");
+  }
+  if (momentum > 0 && kind != optim::OptimizerKind::kSgd)
+    refuse_pair(origins, "momentum", "optim", "only sgd has a momentum");
+  if (unsharded_accumulation && ranks.deterministic) {
+    refuse_pair(origins, "unsharded_accumulation", "deterministic",
+                "the order of its sums depends on the number of ranks");
+  }
   require(model_name_or_path, "model_name_or_path");
   require(train_file, "train_file");
   require(output_dir, "output_dir");
@@ -67,6 +104,7 @@ void TrainOptions::check(const Origins& origins) const {
 }
 
 void EvalOptions::check(const Origins& origins) const {
+  ranks.check(origins);
   require(model_name_or_path, "model_name_or_path");
   require(validation_file, "validation_file");
   if (!output_dir.empty() && std::filesystem::exists(output_dir) &&
@@ -77,6 +115,7 @@ void EvalOptions::check(const Origins& origins) const {
 }
 
 void GenerateOptions::check(const Origins& origins) const {
+  ranks.check(origins);
   require(model_name_or_path, "model_name_or_path");
   if (!origins.given("prompt") && prompt_file.empty()) {
     throw ConfigError("[options] --prompt (or --prompt_file) is required and was not given.");

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <utility>
 
+#include "libfsdp/base/dtype.h"
 #include "libfsdp/base/fields.h"
 #include "libfsdp/optim/lr_schedule.h"
 
@@ -27,11 +28,22 @@ constexpr std::array<std::pair<EvalStrategy, std::string_view>, 3> names_of(Eval
 struct RankOptions {
   int64_t nproc_per_node = 1;
   std::string sharding_strategy = "FULL_SHARD";
+  int64_t sharding_group_size = 0;
+  std::optional<int64_t> gather_slots;
+  std::optional<int64_t> kept_units;
+  std::optional<double> memory_budget_gib;
   bool deterministic = false;
   bool bf16 = false;
+  bool fp16 = false;
+  bool pure_bf16 = false;
   std::optional<double> peer_timeout;
   std::optional<double> ddp_timeout;
   std::filesystem::path config;
+
+  /// "fp32", "bf16", "pure bf16" or "fp16".
+  std::string precision() const;
+  DType param_dtype() const;
+  void check(const Origins& origins) const;
 
   template <class V>
   void fields(V& v);
@@ -67,7 +79,12 @@ struct TrainOptions {
   double adam_beta1 = 0.9;
   double adam_beta2 = 0.999;
   double adam_epsilon = 1e-8;
+  double momentum = 0;
   double max_grad_norm = 1.0;
+  std::string grad_norm_type = "2";
+  double max_grad_value = 0;
+  std::string reduce_dtype;
+  bool unsharded_accumulation = false;
   optim::LrScheduleKind lr_scheduler_type = optim::LrScheduleKind::kLinear;
   double warmup_steps = 0;
   double warmup_ratio = 0;

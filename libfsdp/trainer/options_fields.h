@@ -11,10 +11,28 @@ void RankOptions::fields(V& v) {
   v("nproc_per_node", nproc_per_node, "Ranks that finetune starts on this machine.",
     {.aliases = {"num_processes"}, .min = 1, .max = 1024});
   v("sharding_strategy", sharding_strategy,
-    "What is sharded over the ranks: everything, all but the gathered weights, or nothing.",
+    "What is sharded over the ranks: everything, all but the gathered weights, either of them in "
+    "groups of ranks that are copies of each other, or nothing.",
     {.aliases = {"fsdp_sharding_strategy"},
-     .choices = {"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD"}});
+     .choices = {"FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2", "NO_SHARD"}});
+  v("sharding_group_size", sharding_group_size,
+    "HYBRID_SHARD: ranks that divide the weights among them; 0 = the ranks of a host.",
+    {.min = 0, .max = 1 << 16});
+  v("gather_slots", gather_slots,
+    "Layers whose weights are gathered at a time, besides those kept; none = as the strategy says. "
+    "Ranks of one host that keep the weights once gather nothing.",
+    {.min = 1, .max = 1 << 16});
+  v("kept_units", kept_units,
+    "Last layers that stay gathered for the whole step; none = as the strategy says.",
+    {.min = 0, .max = 1 << 16});
+  v("memory_budget_gib", memory_budget_gib,
+    "Keep as many layers gathered as fit into so many GiB a rank (weights, gradients, optimizer; "
+    "not activations); too little is an error before anything is loaded.",
+    {.min = 0, .max = 1e6, .above_min = true});
   v("bf16", bf16, "bfloat16 weights and activations over an exact fp32 master; fp32 otherwise.");
+  v("pure_bf16", pure_bf16,
+    "bfloat16 weights without a master, AnyPrecision AdamW with Kahan summation: least memory.");
+  v("fp16", fp16, "float16 weights and activations over an fp32 master, with a loss scaler.");
   v("deterministic", deterministic, "Results are bitwise equal at any number of ranks.");
   v("peer_timeout", peer_timeout,
     "Seconds after which a rank that is stopped or shows no sign of life is lost; none = "
@@ -25,7 +43,6 @@ void RankOptions::fields(V& v) {
     "1800.",
     {.min = 0, .max = 1e6, .above_min = true});
   v("config", config, "A yaml file with any of these options; the command line wins over it.");
-  v.refused({"fp16"}, "there is no loss scaler yet; use --bf16");
 }
 
 template <class V>
@@ -65,8 +82,11 @@ void TrainOptions::fields(V& v) {
     {.min = -1, .max = 1e15});
 
   v.group("Optimizer");
-  v("optim", optim, "AdamW, or plain SGD without momentum.",
-    {.aliases = {"optimizer"}, .choices = {"adamw_torch", "sgd"}});
+  v("optim", optim, "AdamW, SGD, AdamW with 8-bit state, or AdamW for pure_bf16.",
+    {.aliases = {"optimizer"},
+     .choices = {"adamw_torch", "adamw_torch_fused", "sgd", "adamw_8bit", "adamw_bnb_8bit",
+                 "adamw_anyprecision", "anyprecision"}});
+  v("momentum", momentum, "SGD: momentum.", {.min = 0, .max = 0.9999999});
   v("learning_rate", learning_rate, "Highest learning rate.", {.aliases = {"lr"}, .min = 0});
   v("weight_decay", weight_decay,
     "Decay of weights (decoupled with AdamW); norms and biases have none.", {.min = 0});
@@ -76,6 +96,15 @@ void TrainOptions::fields(V& v) {
   v("adam_epsilon", adam_epsilon, "AdamW: added to the denominator.", {.min = 0});
   v("max_grad_norm", max_grad_norm, "Largest global norm of the gradient; 0 = no clipping.",
     {.min = 0});
+  v("grad_norm_type", grad_norm_type, "Which norm max_grad_norm limits.",
+    {.choices = {"2", "1", "inf"}});
+  v("max_grad_value", max_grad_value,
+    "Largest magnitude of an element of the gradient; 0 = no limit.", {.min = 0});
+  v("reduce_dtype", reduce_dtype,
+    "Type in which gradients are sent (their sums are fp32); none = that of the weights.",
+    {.choices = {"float32", "bfloat16", "float16"}});
+  v("unsharded_accumulation", unsharded_accumulation,
+    "Send gradients once a step instead of once a micro-batch: a copy of them on every rank.");
   v("lr_scheduler_type", lr_scheduler_type,
     "How the rate changes after the warm-up; `step` = times gamma after each epoch.");
   v("warmup_steps", warmup_steps, "Steps of linear warm-up; below 1, a share of all steps.",

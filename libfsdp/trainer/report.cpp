@@ -25,9 +25,9 @@ std::string python_repr(double value) {
   char buffer[64];
   const auto scientific =
       std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific);
-  const std::string_view text(buffer, static_cast<size_t>(scientific.ptr - buffer));
-  const auto exponent = std::atoi(text.substr(text.find('e') + 1).data());
-  if (exponent < -4 || exponent >= 16) return std::string(text);
+  const std::string text(buffer, scientific.ptr);  // Ends with a zero, which atoi needs.
+  const int exponent = std::atoi(text.c_str() + text.find('e') + 1);
+  if (exponent < -4 || exponent >= 16) return text;
   const auto fixed =
       std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::fixed);
   std::string result(buffer, fixed.ptr);
@@ -75,6 +75,15 @@ std::string summary_line(const RunSummary& summary) {
        {"epoch", python_round(summary.epoch, 2)}});
 }
 
+namespace {
+
+// A step that was skipped has a norm that is no number, and JSON has none for it.
+io::Json number_or_null(double value) {
+  return std::isfinite(value) ? io::Json(value) : io::Json(nullptr);
+}
+
+}  // namespace
+
 MetricsFile::MetricsFile(const std::filesystem::path& path) {
   std::error_code ignored;
   std::filesystem::remove(path, ignored);
@@ -85,7 +94,7 @@ void MetricsFile::write(const StepRecord& record) {
   write_line(io::Json::object({{"step", record.step},
                                {"epoch", record.epoch},
                                {"loss", record.loss},
-                               {"grad_norm", record.grad_norm},
+                               {"grad_norm", number_or_null(record.grad_norm)},
                                {"learning_rate", record.learning_rate},
                                {"tokens", record.tokens},
                                {"trainable_tokens", record.trainable_tokens},

@@ -1,6 +1,7 @@
 #include "libfsdp/trainer/session.h"
 
 #include "libfsdp/models/registry.h"
+#include "libfsdp/shard/shell.h"
 #include "libfsdp/shard/state.h"
 
 namespace fsdp::trainer {
@@ -19,8 +20,15 @@ int decay_group(const std::string&, c10::IntArrayRef shape) {
 ShardOptions shard_options(const RankOptions& options) {
   ShardOptions shard;
   shard.strategy = plan::strategy_from_name(options.sharding_strategy);
-  shard.param_dtype = options.bf16 ? DType::kBF16 : DType::kF32;
+  shard.param_dtype = options.param_dtype();
+  if (options.pure_bf16) shard.master = engine::MasterPrecision::kNone;
   shard.deterministic = options.deterministic;
+  shard.placement.sharding_group_size = static_cast<int>(options.sharding_group_size);
+  shard.placement.slots = static_cast<int>(options.gather_slots.value_or(0));
+  shard.placement.kept_units = static_cast<int>(options.kept_units.value_or(-1));
+  constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
+  shard.placement.memory_budget_bytes =
+      static_cast<int64_t>(options.memory_budget_gib.value_or(0) * kGib);
   return shard;
 }
 
@@ -28,6 +36,14 @@ ShardOptions shard_options(const TrainOptions& options) {
   auto shard = shard_options(options.ranks);
   shard.activation_checkpointing = options.gradient_checkpointing;
   shard.optimizer.kind = optim::optimizer_kind_from_name(options.optim);
+  if (options.ranks.pure_bf16) {
+    shard.optimizer.kind = optim::OptimizerKind::kAnyPrecisionAdamW;
+    shard.optimizer.use_kahan_summation = true;
+  }
+  shard.optimizer.momentum = options.momentum;
+  shard.seed = static_cast<uint64_t>(options.seed);
+  if (!options.reduce_dtype.empty()) shard.reduce_dtype = dtype_from_name(options.reduce_dtype);
+  if (options.unsharded_accumulation) shard.placement.accumulation = plan::Accumulation::kUnsharded;
   shard.optimizer.beta1 = options.adam_beta1;
   shard.optimizer.beta2 = options.adam_beta2;
   shard.optimizer.epsilon = options.adam_epsilon;
@@ -40,7 +56,7 @@ ShardOptions shard_options(const TrainOptions& options) {
 ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
                        const ShardOptions& options, Purpose purpose) {
   comm.report_progress(-1, "load");
-  const auto dtype = options.param_dtype == DType::kBF16 ? at::kBFloat16 : at::kFloat;
+  const auto dtype = to_scalar_type(options.param_dtype.value_or(DType::kF32));
   auto model = models::make_causal_lm(files.config, at::TensorOptions(at::kMeta).dtype(dtype));
   if (purpose == Purpose::kInference) {
     // Frozen parameters have no gradients, no masters and no optimizer state.

@@ -108,8 +108,8 @@ class TrainRun {
     console_.line(cat("train data: ", inputs_.train.summary()));
     if (inputs_.validation) console_.line(cat("validation data: ", inputs_.validation->summary()));
     console_.line(cat("run: ", plan_.total_steps, " steps on ", plan_.ranks, " ranks, ",
-                      options_.ranks.sharding_strategy, ", ", options_.ranks.bf16 ? "bf16" : "fp32",
-                      ", ", plan_.ranks * plan_.accumulation * options_.per_device_train_batch_size,
+                      options_.ranks.sharding_strategy, ", ", options_.ranks.precision(), ", ",
+                      plan_.ranks * plan_.accumulation * options_.per_device_train_batch_size,
                       " sequences a step, results in ", options_.output_dir.string()));
   }
 
@@ -128,7 +128,10 @@ class TrainRun {
     }
     const auto rate = optim::learning_rate(schedule_, step_index, plan_.total_steps);
     const auto stats =
-        step.finish({.learning_rate = rate, .max_grad_norm = options_.max_grad_norm});
+        step.finish({.learning_rate = rate,
+                     .max_grad_norm = options_.max_grad_norm,
+                     .norm_type = optim::norm_type_from_name(options_.grad_norm_type),
+                     .clip_value = options_.max_grad_value});
     for (int64_t m = place.first; m < place.end; ++m) {
       samples_ += inputs_.train.sequences_of(m);
     }
@@ -147,6 +150,11 @@ class TrainRun {
              .trainable_tokens = stats.trainable_tokens,
              .tokens_per_second = static_cast<double>(tokens) / seconds,
              .step_seconds = seconds};
+    if (stats.skipped) {
+      console_.line(cat("step ", stats.step,
+                        ": the gradient overflowed, so nothing was updated and "
+                        "the loss is scaled by less from now on"));
+    }
     loss_sum_ += stats.loss;
     logged_loss_ += stats.loss;
     ++logged_steps_;

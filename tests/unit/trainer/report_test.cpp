@@ -1,7 +1,9 @@
 #include "libfsdp/trainer/report.h"
 
 #include <gtest/gtest.h>
+
 #include <unistd.h>
+#include <cstring>
 
 #include <cmath>
 #include <fstream>
@@ -12,6 +14,15 @@
 
 namespace fsdp::trainer {
 namespace {
+
+TEST(PythonReprTest, DoesNotReadBeyondTheNumber) {
+  // Whatever lies on the stack behind "1.08095e+01" must not become a digit of its exponent.
+  char digits[256];
+  std::memset(digits, '6', sizeof digits);
+  EXPECT_EQ(digits[255], '6');
+  for (int i = 0; i < 1000; ++i)
+    EXPECT_EQ(python_repr(10 + i * 0.0001).find('e'), std::string::npos);
+}
 
 TEST(ReportTest, NumbersArePrintedAsPythonDoes) {
   // Left: what Python 3.11 prints for the value on the right.
