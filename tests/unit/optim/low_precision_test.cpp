@@ -279,6 +279,7 @@ TEST(QuantizedStateTest, RefusesSegmentsThatCutBlocks) {
   };
   EXPECT_NO_THROW(update(256, 1024));
   EXPECT_THROW(update(100, 1024), InternalError);
+  EXPECT_THROW(update(100, 100 + 256), InternalError);
   EXPECT_THROW(update(0, 1000), InternalError);
   const auto make = [&](std::vector<GroupSegment> parts) {
     return make_optimizer(options, 8192, parts);
