@@ -34,21 +34,30 @@ class UnitHook {
 ///
 /// Shapes, arguments and results are Impl's. Only at::Tensor arguments (also in std::vector,
 /// std::tuple, std::pair and std::optional) carry gradients under activation checkpointing; the
-/// others are copied and used again.
+/// others are copied and used again. forward() takes all arguments; a Unit that is called like a
+/// function, unit(x), may leave the last ones to their defaults.
 template <class Impl, class Forward = decltype(&Impl::forward)>
 class UnitImpl;
 
-#define FSDP_DEFINE_UNIT_IMPL(CONST)                                                     \
-  template <class Impl, class Owner, class R, class... Args>                             \
-  class UnitImpl<Impl, R (Owner::*)(Args...) CONST> : public Impl, public UnitHook {     \
-   public:                                                                               \
-    using Impl::Impl;                                                                    \
-    R forward(Args... args) {                                                            \
-      if (!runtime()) return Impl::forward(std::forward<Args>(args)...);                 \
-      return detail::call_unit<R>(                                                       \
-          *runtime(), [this](auto&... values) -> R { return Impl::forward(values...); }, \
-          std::tuple<std::decay_t<Args>...>(std::forward<Args>(args)...));               \
-    }                                                                                    \
+#define FSDP_DEFINE_UNIT_IMPL(CONST)                                                          \
+  template <class Impl, class Owner, class R, class... Args>                                  \
+  class UnitImpl<Impl, R (Owner::*)(Args...) CONST> : public Impl, public UnitHook {          \
+   public:                                                                                    \
+    using Impl::Impl;                                                                         \
+    R forward(Args... args) {                                                                 \
+      if (!runtime()) return Impl::forward(std::forward<Args>(args)...);                      \
+      return detail::call_unit<R>(                                                            \
+          *runtime(), [this](auto&... values) -> R { return Impl::forward(values...); },      \
+          std::tuple<std::decay_t<Args>...>(std::forward<Args>(args)...));                    \
+    }                                                                                         \
+    /* forward() whose last arguments have their defaults: a pointer to a member has none. */ \
+    template <class... Given>                                                                 \
+    R forward_with_defaults(Given&&... given) {                                               \
+      if (!runtime()) return Impl::forward(std::forward<Given>(given)...);                    \
+      return detail::call_unit<R>(                                                            \
+          *runtime(), [this](auto&... values) -> R { return Impl::forward(values...); },      \
+          std::tuple<std::decay_t<Given>...>(std::forward<Given>(given)...));                 \
+    }                                                                                         \
   }
 FSDP_DEFINE_UNIT_IMPL();
 FSDP_DEFINE_UNIT_IMPL(const);
@@ -61,6 +70,17 @@ class Unit : public torch::nn::ModuleHolder<UnitImpl<typename Holder::ContainedT
  public:
   using torch::nn::ModuleHolder<UnitImpl<typename Holder::ContainedType>>::ModuleHolder;
   using Impl = UnitImpl<typename Holder::ContainedType>;
+
+  /// forward(arguments...); the last ones may be left to their defaults.
+  template <class... Arguments>
+  auto operator()(Arguments&&... arguments) {
+    Impl& unit = *this->get();
+    if constexpr (requires { unit.forward(std::forward<Arguments>(arguments)...); }) {
+      return unit.forward(std::forward<Arguments>(arguments)...);
+    } else {
+      return unit.forward_with_defaults(std::forward<Arguments>(arguments)...);
+    }
+  }
 };
 
 }  // namespace fsdp
