@@ -271,6 +271,7 @@ TEST(TorchOptim, RefusesASplitMasterWithAHint) {
 }
 
 TEST(Inspection, ShowsWholeParametersAndGradientsByName) {
+  at::set_num_threads(1);
   ResidualNet plain = make_net();
   for (int m = 0; m < 2; ++m) {
     const MicroBatch batch = micro_batch(0, m);
@@ -286,7 +287,7 @@ TEST(Inspection, ShowsWholeParametersAndGradientsByName) {
     for (const auto& entry : plain->named_parameters()) {
       EXPECT_TRUE(at::equal(sharded.full_parameter(entry.key()), entry.value())) << entry.key();
       EXPECT_TRUE(
-          at::allclose(sharded.full_gradient(entry.key()), entry.value().grad(), 1e-5, 1e-7))
+          at::allclose(sharded.full_gradient(entry.key()), entry.value().grad(), 1e-4, 1e-6))
           << entry.key();
     }
     EXPECT_THROW(sharded.full_parameter("heat.weight"), ConfigError);
