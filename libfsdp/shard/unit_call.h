@@ -121,6 +121,24 @@ std::vector<at::Tensor*> tensors_in(T& value) {
   return tensors;
 }
 
+/// The defined ones: an argument or a result may be left undefined, and stays so in a
+/// recomputation.
+inline std::vector<size_t> defined_in(const std::vector<at::Tensor*>& tensors) {
+  std::vector<size_t> defined;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (tensors[i]->defined()) defined.push_back(i);
+  }
+  return defined;
+}
+
+inline std::vector<at::Tensor*> pick(const std::vector<at::Tensor*>& tensors,
+                                     const std::vector<size_t>& indices) {
+  std::vector<at::Tensor*> picked;
+  picked.reserve(indices.size());
+  for (const size_t index : indices) picked.push_back(tensors[index]);
+  return picked;
+}
+
 inline std::vector<at::Tensor> values_of(const std::vector<at::Tensor*>& tensors) {
   std::vector<at::Tensor> values;
   values.reserve(tensors.size());
@@ -132,29 +150,38 @@ inline void assign(const std::vector<at::Tensor*>& tensors, const std::vector<at
   for (size_t i = 0; i < tensors.size(); ++i) *tensors[i] = values[i];
 }
 
+template <class R>
+struct FirstResult {
+  std::optional<R> value;
+  std::vector<size_t> defined;  // Of its tensors.
+};
+
 template <class R, class Call, class Arguments>
 R call_checkpointed(UnitRuntime& runtime, Call call, Arguments arguments) {
-  auto result = std::make_shared<std::optional<R>>();
-  const std::vector<at::Tensor> inputs = values_of(tensors_in(arguments));
-  auto recompute = [&runtime, call, arguments, result,
-                    weak = std::weak_ptr(result)](const std::vector<at::Tensor>& values) mutable {
-    assign(tensors_in(arguments), values);
+  auto result = std::make_shared<FirstResult<R>>();
+  const std::vector<size_t> given = defined_in(tensors_in(arguments));
+  const std::vector<at::Tensor> inputs = values_of(pick(tensors_in(arguments), given));
+  auto recompute = [&runtime, call, arguments, given, result, defined = std::vector<size_t>()](
+                       const std::vector<at::Tensor>& values) mutable {
+    assign(pick(tensors_in(arguments), given), values);
     R fresh = std::apply(call, arguments);
-    assign(tensors_in(arguments),
+    assign(pick(tensors_in(arguments), given),
            std::vector<at::Tensor>(values.size()));  // Keep nothing alive between the calls.
     const std::vector<at::Tensor*> tensors = tensors_in(fresh);
+    if (result) defined = defined_in(tensors);
     detach_from_parameters(runtime, tensors);
-    std::vector<at::Tensor> outputs = values_of(tensors);
+    std::vector<at::Tensor> outputs = values_of(pick(tensors, defined));
     if (result) {
-      result->emplace(std::move(fresh));
+      result->value.emplace(std::move(fresh));
+      result->defined = defined;
       result.reset();  // Only the first run hands its result out.
     }
     return outputs;
   };
-  assign(tensors_in(arguments), std::vector<at::Tensor>(inputs.size()));
+  assign(pick(tensors_in(arguments), given), std::vector<at::Tensor>(inputs.size()));
   const std::vector<at::Tensor> outputs = checkpoint(runtime, inputs, std::move(recompute));
-  assign(tensors_in(**result), outputs);
-  return std::move(**result);
+  assign(pick(tensors_in(*result->value), result->defined), outputs);
+  return std::move(*result->value);
 }
 
 template <class R, class Call, class Arguments>
