@@ -128,6 +128,8 @@ std::unique_ptr<Communicator> join_several_hosts(const RankPlace& place, const T
   WorldPlace world;
   world.rank = place.rank;
   world.size = place.size;
+  world.local_rank = place.local_rank;
+  world.local_size = place.local_size;
   world.host = std::move(point.host);
   world.port = point.port;
   world.token = std::move(point.token);
@@ -165,6 +167,8 @@ std::unique_ptr<Communicator> join(const JoinOptions& options) {
   WorldPlace world;
   world.rank = local->rank();
   world.size = local->size();
+  world.local_rank = local->rank();
+  world.local_size = local->size();
   world.rendezvous_timeout_s = options.rendezvous_timeout_s;
   world.local = std::move(local);
   return chosen->join(std::move(world), comm);

@@ -16,6 +16,8 @@ namespace fsdp::comm {
 struct WorldPlace {
   int rank = 0;
   int size = 1;
+  int local_rank = 0;  ///< Among the ranks of this host.
+  int local_size = 1;
   std::string host;   ///< Of rank 0, for worlds of several hosts.
   int port = 0;       ///< Where rank 0 may listen there.
   std::string token;  ///< That all ranks know, and nobody else should.

@@ -163,7 +163,23 @@ void GlooCommunicator::connect(const Place& place) {
     for (int i = 0; i < kPostedAhead; ++i) post_receive(peer);
   }
   driver_ = start_quiet_thread([this] { drive_in_background(); });
-  barrier(make_tag("joined"));  // Nobody leaves while others still connect.
+  // Collective, so that nobody leaves while others still connect.
+  ranks_per_host_ = agree_on_hosts(place);
+}
+
+int GlooCommunicator::agree_on_hosts(const Place& place) {
+  struct Local {
+    int rank;
+    int size;
+  };
+  const Local mine{place.local_rank, place.local_size};
+  std::vector<Local> all(size_);
+  exchange(&mine, sizeof(mine), all.data(), make_tag("joined"));
+  for (int rank = 0; rank < size_; ++rank) {
+    const Local& one = all[rank];
+    if (one.size != mine.size || one.size < 1 || one.rank != rank % one.size) return 1;
+  }
+  return size_ % mine.size == 0 ? mine.size : 1;
 }
 
 GlooCommunicator::~GlooCommunicator() { close(); }

@@ -36,6 +36,8 @@ class GlooCommunicator final : public comm::Communicator {
   struct Place {
     int rank = 0;
     int size = 1;
+    int local_rank = 0;
+    int local_size = 1;
     std::string host;  ///< Of the hub.
     int port = 0;
     std::string token;
@@ -50,6 +52,8 @@ class GlooCommunicator final : public comm::Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  /// 1 where hosts have unequal numbers of ranks, or ranks that are no neighbours.
+  int ranks_per_host() const override { return ranks_per_host_; }
   std::shared_ptr<comm::SymmetricMemory> allocate(size_t bytes, std::string_view label) override;
   bool can_share(const comm::Group&) const override { return false; }
   std::shared_ptr<comm::SharedMemory> allocate_shared(const comm::Group& group, size_t bytes,
@@ -78,6 +82,7 @@ class GlooCommunicator final : public comm::Communicator {
   using Transfers = std::vector<std::unique_ptr<Transfer>>;
 
   void connect(const Place& place);
+  int agree_on_hosts(const Place& place);
   void close();
 
   // Beginning.
@@ -120,6 +125,7 @@ class GlooCommunicator final : public comm::Communicator {
 
   int rank_;
   int size_;
+  int ranks_per_host_ = 1;
   comm::CommOptions options_;
   std::unique_ptr<comm::Communicator> local_;
   std::unique_ptr<Trouble> trouble_;

@@ -25,6 +25,8 @@ struct Meeting {
 std::unique_ptr<comm::Communicator> join(comm::WorldPlace world, const comm::CommOptions& options) {
   GlooCommunicator::Place place{.rank = world.rank,
                                 .size = world.size,
+                                .local_rank = world.local_rank,
+                                .local_size = world.local_size,
                                 .host = world.host,
                                 .port = world.port,
                                 .token = world.token,

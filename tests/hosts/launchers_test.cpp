@@ -12,14 +12,17 @@
 namespace fsdp::testing {
 namespace {
 
-void expect_digests(std::vector<ChildProgram>& programs, int world) {
+void expect_digests(std::vector<ChildProgram>& programs, int world, int ranks_per_host) {
   std::string output;
   for (ChildProgram& program : programs) {
     EXPECT_EQ(describe_status(program.wait(120)), "exit 0") << program.output();
     output += program.output();
   }
-  for (const std::string& line : digest_lines(world))
-    EXPECT_NE(output.find(line), std::string::npos) << line << " in\n" << output;
+  for (const std::string& line : digest_lines(world)) {
+    EXPECT_NE(output.find(cat(line, ", ", ranks_per_host, " ranks a host")), std::string::npos)
+        << line << " in\n"
+        << output;
+  }
 }
 
 std::vector<std::string> torchrun(const std::vector<std::string>& options) {
@@ -34,7 +37,7 @@ TEST(TorchrunTest, StartsRanksOfOneHost) {
     std::vector<ChildProgram> programs;
     programs.emplace_back(torchrun({"--standalone", "--nproc-per-node=2"}),
                           std::vector<std::string>{transport});
-    expect_digests(programs, 2);
+    expect_digests(programs, 2, 2);
   }
 }
 
@@ -46,7 +49,7 @@ TEST(TorchrunTest, StartsRanksOfTwoHosts) {
                                     "--master-addr=127.0.0.1", port, "--rdzv-id=test-of-gloo"}),
                           std::vector<std::string>{});
   }
-  expect_digests(programs, 4);
+  expect_digests(programs, 4, 2);
   EXPECT_NE((programs[0].output() + programs[1].output()).find("token from TORCHELASTIC_RUN_ID"),
             std::string::npos)
       << programs[0].output();
@@ -61,7 +64,7 @@ TEST(MpirunTest, StartsRanksOfOneHost) {
         std::vector<std::string>{"mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "3",
                                  FSDP_WORLD_PROGRAM, "digest"},
         std::vector<std::string>{transport, "OMPI_MCA_btl_base_warn_component_unused=0"});
-    expect_digests(programs, 3);
+    expect_digests(programs, 3, 3);
   }
 }
 
@@ -78,7 +81,7 @@ TEST(SrunTest, VariablesOfOneAndOfTwoHostsAreUnderstood) {
               "SLURM_STEP_NUM_TASKS=2", cat("SLURM_STEP_TASKS_PER_NODE=", one_host ? "2" : "1(x2)"),
               cat("SLURM_JOB_ID=", job), "SLURM_STEP_ID=0", "SLURM_STEP_NODELIST=localhost"});
     }
-    expect_digests(programs, 2);
+    expect_digests(programs, 2, one_host ? 2 : 1);
   }
 }
 

@@ -27,7 +27,8 @@ int digest(Communicator& c) {
   char hex[20];
   std::snprintf(hex, sizeof(hex), "%016lx",
                 static_cast<unsigned long>(fsdp::testing::world_digest(c)));
-  say(cat("rank ", c.rank(), " of ", c.size(), " digest ", hex));
+  say(cat("rank ", c.rank(), " of ", c.size(), " digest ", hex, ", ", c.ranks_per_host(),
+          " ranks a host"));
   return 0;
 }
 
