@@ -38,6 +38,8 @@ int open_retrying(const std::string& path, int flags) {
   return descriptor;
 }
 
+std::string path_of_descriptor(int descriptor) { return cat("/proc/self/fd/", descriptor); }
+
 int open_for_write(const std::string& path, int flags) {
   const int descriptor = open_retrying(path, O_RDWR | flags);
   if (descriptor >= 0) return descriptor;
@@ -69,14 +71,35 @@ File File::create(const std::string& path) {
   return File(path, open_for_write(path, O_CREAT | O_EXCL));
 }
 
+File File::create_unnamed(const std::string& path) {
+  File file(path, open_retrying(parent_directory(path), O_RDWR | O_TMPFILE));
+  file.named_ = false;
+  // Its name will be given through /proc.
+  if (file.is_open() && ::access(path_of_descriptor(file.descriptor_).c_str(), F_OK) == 0)
+    return file;
+  return create(path);
+}
+
+void File::give_name() {
+  if (named_) return;
+  if (::linkat(AT_FDCWD, path_of_descriptor(descriptor_).c_str(), AT_FDCWD, path_.c_str(),
+               AT_SYMLINK_FOLLOW) != 0) {
+    throw_write_error(cat(path_, ": give the file its name"), errno);
+  }
+  named_ = true;
+}
+
 File File::open_write(const std::string& path) { return File(path, open_for_write(path, 0)); }
 
 File::File(File&& other) noexcept
-    : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)) {}
+    : path_(std::move(other.path_)),
+      descriptor_(std::exchange(other.descriptor_, -1)),
+      named_(other.named_) {}
 
 File& File::operator=(File&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(descriptor_, other.descriptor_);
+  std::swap(named_, other.named_);
   return *this;
 }
 
@@ -130,10 +153,10 @@ void File::sync() const {
 }
 
 AtomicFile::AtomicFile(std::string path)
-    : path_(std::move(path)), file_(File::create(temporary_name(path_))) {}
+    : path_(std::move(path)), file_(File::create_unnamed(temporary_name(path_))) {}
 
 AtomicFile::~AtomicFile() {
-  if (!committed_) ::unlink(file_.path().c_str());
+  if (!committed_ && file_.has_name()) ::unlink(file_.path().c_str());
 }
 
 void AtomicFile::write(std::span<const std::byte> data) {
@@ -147,6 +170,7 @@ void AtomicFile::write(std::string_view text) {
 
 void AtomicFile::commit() {
   file_.sync();
+  file_.give_name();
   rename_file(file_.path(), path_);
   committed_ = true;
   sync_directory(parent_directory(path_));

@@ -23,6 +23,12 @@ class File {
   /// other cause.
   static File create(const std::string& path);
   static File open_write(const std::string& path);
+  /// As create, but the file has no name until give_name(): a process that is killed leaves
+  /// nothing. Where that cannot be (not every file system can) it is made with its name at once.
+  static File create_unnamed(const std::string& path);
+  /// Gives the file its path, if it has none yet. Throws: HostResourceError.
+  void give_name();
+  bool has_name() const { return named_; }
 
   File() = default;
   File(File&& other) noexcept;
@@ -54,10 +60,11 @@ class File {
   File(std::string path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
   std::string path_;
   int descriptor_ = -1;
+  bool named_ = true;
 };
 
-/// A file that is written aside as `<path>.tmp-<nonce>` and takes its name in commit(); removed if
-/// never committed.
+/// A file that is written aside, without a name or as `<path>.tmp-<nonce>`, and takes its name in
+/// commit(); removed if never committed.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);

@@ -2,6 +2,8 @@
 
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <vector>
@@ -79,6 +81,21 @@ TEST(AtomicFileTest, AppearsOnlyAtCommitAndLeavesNothingWithoutIt) {
   file.commit();
   EXPECT_EQ(read_text(path), "new");
   EXPECT_EQ(dir.num_files(), 1U);
+}
+
+TEST(AtomicFileTest, AProcessThatDiesWhileItWritesLeavesNothing) {
+  const TempDir dir;
+  const pid_t child = fork();
+  if (child == 0) {
+    AtomicFile file(dir.write("a", "old"));
+    file.write("new");
+    file.file().sync();
+    _exit(0);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(dir.num_files(), 1U);  // Not on a file system without O_TMPFILE.
 }
 
 TEST(AtomicFileTest, TemporaryNamesDiffer) { EXPECT_NE(temporary_name("a"), temporary_name("a")); }
