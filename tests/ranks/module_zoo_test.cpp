@@ -152,13 +152,13 @@ Net attention() {
       "self", Unit<nn::MultiheadAttention>(nn::MultiheadAttentionOptions(6, 3).add_bias_kv(true)));
   const auto cross =
       net->add("cross", Unit<nn::MultiheadAttention>(
-                            nn::MultiheadAttentionOptions(6, 2).kdim(5).vdim(4).bias(false)));
+                            nn::MultiheadAttentionOptions(6, 2).kdim(5).vdim(5).bias(false)));
   net->loss = [=](int s, int m) {
     const at::Tensor x = numbers({3, rows(s, m), 6}, s, m);
     const at::Tensor y = std::get<0>(self->forward(x, x, x, {}, true, {}, true));
     const auto [z, weights] =
         cross->forward(y, numbers({4, rows(s, m), 5}, s + 1, m),
-                       numbers({4, rows(s, m), 4}, s + 2, m), {}, true, {}, true);
+                       numbers({4, rows(s, m), 5}, s + 2, m), {}, true, {}, true);
     return loss_of(z) + weights.square().sum();
   };
   return net;
@@ -358,7 +358,7 @@ const std::vector<ZooCase>& zoo() {
       {"Linear", linear},
       {"Conv1d", conv1d},
       {"Conv2dWithBatchNorm", conv2d_with_batch_norm, false, true},
-      {"EmbeddingLayerNormGroupNorm", embedding_and_norms},
+      {"EmbeddingLayerNormGroupNorm", embedding_and_norms, true},
       {"LstmOfTwoLayersAndDirections", lstm},
       {"GruWithState", gru_with_state},
       {"TransformerEncoderLayers", encoder_layers, true},
