@@ -125,10 +125,10 @@ class Communicator {
   virtual int ranks_per_host() const { return size(); }
   /// All ranks, ascending.
   const Group& world() const { return world_; }
-  /// Where the memory of this communicator and its users lies: the host's, or that of a device. Then
-  /// collectives are ordered with what is enqueued there: finish and wait_released make its stream
-  /// wait, not the caller, and begin lets peers read what was enqueued before it. What exchange,
-  /// broadcast and the like move is host memory everywhere.
+  /// Where the memory of this communicator and its users lies: the host's, or that of a device.
+  /// Then collectives are ordered with what is enqueued there: finish and wait_released make its
+  /// stream wait, not the caller, and begin lets peers read what was enqueued before it. What
+  /// exchange, broadcast and the like move is host memory everywhere.
   virtual kernels::Compute& compute();
 
   /// Collective over the world: a block of `bytes` (may be 0) on every rank.
