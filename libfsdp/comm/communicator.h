@@ -164,6 +164,10 @@ class Communicator {
   virtual Ticket begin_fold(const Group& group, SymmetricSpan source, DType dtype, int64_t begin,
                             std::span<float> destination, bool accumulate, Tag tag) = 0;
 
+  /// Lets folds add in another order, and in the source's type, where that is faster (nccl); sums
+  /// then may differ in their last bits between numbers of ranks. Off at first. Equal on all ranks.
+  virtual void allow_any_order(bool /*allowed*/) {}
+
   /// Collective over `group`, without data: finish returns when all members have begun, and what
   /// they wrote before that to shared memory is visible then. wait_released returns when all have
   /// finished: all have seen what this rank waited for. Cost: about 1 us for two ranks that come

@@ -10,6 +10,7 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/base/log.h"
+#include "libfsdp/comm/device_transport.h"
 #include "libfsdp/comm/meeting_point.h"
 #include "libfsdp/comm/rendezvous.h"
 #include "libfsdp/comm/shm_world.h"
@@ -101,8 +102,8 @@ std::unique_ptr<Communicator> join_launched(int socket, const JoinOptions& optio
 /// What FSDP_COMM names; none for this host's memory, or if it is not set.
 const Transport* chosen_transport(const JoinOptions& options) {
   const std::string name = text_of("FSDP_COMM");
-  if (name.empty() || name == "shm") return nullptr;
-  std::string known = "shm";
+  if (name.empty() || name == "shm" || is_device_transport(name)) return nullptr;
+  std::string known = "shm, nccl, cuda_ipc";
   for (const Transport& transport : options.transports) {
     if (transport.name == name) return &transport;
     known += cat(", ", transport.name);
@@ -150,9 +151,10 @@ bool started_as_rank() {
   return !text_of("FSDP_LAUNCH_FD").empty() || place_from_environment().size > 1;
 }
 
-std::unique_ptr<Communicator> join(const JoinOptions& options) {
+namespace {
+
+std::unique_ptr<Communicator> join_host(const JoinOptions& options, const CommOptions& comm) {
   const Transport* chosen = chosen_transport(options);
-  const CommOptions comm = options.comm.value_or(comm_options_from_environment());
   std::unique_ptr<Communicator> local;
   if (const std::optional<int> socket = integer_of("FSDP_LAUNCH_FD")) {
     local = join_launched(*socket, options);
@@ -172,6 +174,18 @@ std::unique_ptr<Communicator> join(const JoinOptions& options) {
   world.rendezvous_timeout_s = options.rendezvous_timeout_s;
   world.local = std::move(local);
   return chosen->join(std::move(world), comm);
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> join(const JoinOptions& options) {
+  const CommOptions comm = options.comm.value_or(comm_options_from_environment());
+  const std::string name = text_of("FSDP_COMM");
+  std::unique_ptr<Communicator> host = join_host(options, comm);
+  const bool forced = is_device_transport(name);
+  const bool found = options.device == DeviceUse::kAuto && name.empty() && host_has_gpu();
+  if (!forced && !found) return host;
+  return on_device(std::move(host), comm, name);
 }
 
 }  // namespace fsdp::comm

@@ -33,7 +33,15 @@ struct Transport {
   std::function<std::unique_ptr<Communicator>(WorldPlace, const CommOptions&)> join;
 };
 
+/// Where the memory of a world's parameters is.
+enum class DeviceUse {
+  kHost,  ///< Unless FSDP_COMM=nccl or cuda_ipc.
+  kAuto,  ///< On GPUs, where this host has one: for programs that compute where the communicator's
+          ///< memory is. FSDP_COMM=shm, or another transport of hosts, keeps it on the host.
+};
+
 struct JoinOptions {
+  DeviceUse device = DeviceUse::kHost;
   std::optional<CommOptions> comm;  ///< Without: comm_options_from_environment().
   /// What this program was built with. The first serves worlds of several hosts; FSDP_COMM=name
   /// chooses one (shm: none of them) for any world.

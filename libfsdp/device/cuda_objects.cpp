@@ -25,7 +25,8 @@ void* make_event(CudaEvent::Timing timing) {
 
 void* make_shared_event() {
   void* event = nullptr;
-  return made(cuda_runtime().create_shared_event(&event), event, "creating a shared CUDA event");
+  const int code = cuda_runtime().create_shared_event(&event);
+  return made(code, event, "creating a shared CUDA event");
 }
 
 void* open_event(const CudaIpcHandle& handle) {
@@ -43,14 +44,15 @@ void* open_memory(const CudaIpcHandle& handle) {
 void* make_device_memory(size_t bytes) {
   void* memory = nullptr;
   if (bytes == 0) return nullptr;
-  return made(cuda_runtime().allocate_device(&memory, bytes), memory, "allocating device memory");
+  const int code = cuda_runtime().allocate_device(&memory, bytes);
+  return made(code, memory, "allocating device memory");
 }
 
 void* make_pinned_memory(size_t bytes) {
   void* memory = nullptr;
   if (bytes == 0) return nullptr;
-  return made(cuda_runtime().allocate_pinned(&memory, bytes), memory,
-              "allocating pinned host memory");
+  const int code = cuda_runtime().allocate_pinned(&memory, bytes);
+  return made(code, memory, "allocating pinned host memory");
 }
 
 }  // namespace

@@ -123,6 +123,7 @@ class SharedCudaEvent {
 /// Memory of another process, mapped. Ends before its owner frees it.
 class OpenedCudaMemory {
  public:
+  OpenedCudaMemory() = default;
   explicit OpenedCudaMemory(const CudaIpcHandle& of_other);
   std::byte* data() const { return static_cast<std::byte*>(handle_.get()); }
 

@@ -108,9 +108,13 @@ void Storage::allocate(comm::Communicator& comm, MasterPrecision precision) {
   }
   allocate_shards(comm);
   gradients_ = comm.allocate(static_cast<size_t>(gradient_begin_.back()), "gradient slots");
+  if (compute_ != &kernels::host_compute()) {  // Transports of devices know their own memory best.
+    slots_memory_ = comm.allocate(static_cast<size_t>(slot_begin_.back()), "slots");
+    local -= slot_begin_.back();
+  }
   memory_ = compute_->allocate(static_cast<size_t>(local), "slots and masters");
   Pages pages(memory_.get(), local);
-  slot_memory_ = pages.take(slot_begin_.back());
+  slot_memory_ = slots_memory_ ? slots_memory_->local() : pages.take(slot_begin_.back());
   for (size_t b = 0; b < places_.size(); ++b) {
     const plan::Bucket& bucket = layout_.buckets[b];
     const auto floats = [&] {
@@ -121,8 +125,8 @@ void Storage::allocate(comm::Communicator& comm, MasterPrecision precision) {
     if (has_remainder(bucket, precision))
       places_[b].remainder = reinterpret_cast<uint16_t*>(pages.take(page_bytes<uint16_t>(bucket)));
   }
-  allocated_bytes_ =
-      shard_bytes_ / (shared() ? placement_.mesh.shard : 1) + gradient_begin_.back() + local;
+  allocated_bytes_ = shard_bytes_ / (shared() ? placement_.mesh.shard : 1) +
+                     gradient_begin_.back() + local + (slots_memory_ ? slot_begin_.back() : 0);
 }
 
 std::byte* Storage::shard(int bucket) {

@@ -103,6 +103,7 @@ class Storage {
   std::shared_ptr<comm::SymmetricMemory> gradients_;
   kernels::Compute* compute_;
   kernels::ComputeMemory memory_;  // Everything that peers do not read: slots first.
+  std::shared_ptr<comm::SymmetricMemory> slots_memory_;  // On devices; null on the host.
   std::byte* slot_memory_ = nullptr;
 };
 

@@ -30,6 +30,20 @@ find_package(CUDAToolkit REQUIRED)
 
 add_library(fsdp_cuda MODULE cuda_kernels.cu cuda_elements.cu cuda_sums.cu cuda_updates.cu
   ${PROJECT_SOURCE_DIR}/libfsdp/device/cuda_runtime_table.cpp)
+
+# NCCL: the copy that LibTorch uses, one in a process.
+get_filename_component(_site_packages "${LibTorch_LIBRARY_DIR}/../.." ABSOLUTE)
+find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${_site_packages}/nvidia/nccl/include ${CUDAToolkit_INCLUDE_DIRS})
+find_library(NCCL_LIBRARY NAMES libnccl.so.2 nccl HINTS ${_site_packages}/nvidia/nccl/lib)
+mark_as_advanced(NCCL_INCLUDE_DIR NCCL_LIBRARY)
+if(NCCL_INCLUDE_DIR AND NCCL_LIBRARY)
+  target_sources(fsdp_cuda PRIVATE ${PROJECT_SOURCE_DIR}/libfsdp/comm/nccl_table.cpp)
+  target_include_directories(fsdp_cuda SYSTEM PRIVATE ${NCCL_INCLUDE_DIR})
+  target_link_libraries(fsdp_cuda PRIVATE ${NCCL_LIBRARY})
+  get_filename_component(_nccl_dir "${NCCL_LIBRARY}" DIRECTORY)
+else()
+  message(STATUS "NCCL not found: building without its transport")
+endif()
 add_library(fsdp::cuda ALIAS fsdp_cuda)
 target_include_directories(fsdp_cuda PRIVATE ${PROJECT_SOURCE_DIR})
 # --fmad=false: the same bits as the CPU twins. Debian's CMake 3.25 knows CUDA up to C++17.
@@ -40,6 +54,6 @@ get_filename_component(_cudart_dir "${CUDA_cudart_LIBRARY}" DIRECTORY)
 set_target_properties(fsdp_cuda PROPERTIES
   CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Shared
   CXX_VISIBILITY_PRESET hidden CUDA_VISIBILITY_PRESET hidden
-  LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib BUILD_RPATH "${_cudart_dir}")
+  LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib BUILD_RPATH "${_cudart_dir};${_nccl_dir}")
 include(GNUInstallDirs)
 install(TARGETS fsdp_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})

@@ -6,7 +6,7 @@
 #include "libfsdp/device/cuda_loader.h"
 #include "libfsdp/device/cuda_objects.h"
 #include "libfsdp/kernels/compute.h"
-#include "libfsdp/kernels/cuda_kernel_table.h"
+#include "libfsdp/kernels/fold_type.h"
 #include "libfsdp/kernels/split_master.h"
 
 namespace fsdp::kernels {
@@ -17,20 +17,6 @@ using device::check_cuda;
 constexpr size_t kPage = 4096;
 constexpr int64_t kStagingNumel = int64_t{1}
                                   << 20;  // Elements that go to or from the host at once.
-
-FoldType fold_type(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return FoldType::kF32;
-    case DType::kBF16:
-      return FoldType::kBf16;
-    case DType::kF16:
-      return FoldType::kF16;
-    default:
-      throw InternalError(
-          cat("cuda: ", dtype_name(dtype), "; expected float32, bfloat16 or float16"));
-  }
-}
 
 // What add_gradient_sums of the device adds to, and what comes back from it.
 struct DeviceSums {
