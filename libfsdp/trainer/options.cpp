@@ -55,7 +55,7 @@ void TrainOptions::check(const Origins& origins) const {
   if (ranks.pure_bf16 && origins.given("optim") &&
       kind != optim::OptimizerKind::kAnyPrecisionAdamW) {
     refuse_pair(origins, "optim", "pure_bf16",
-                "weights of 16 bits need AnyPrecision's compensation; use adamw_anyprecision");
+                "weights of 16 bits need AnyPrecision's compensation; use anyprecision");
   }
   if (momentum > 0 && kind != optim::OptimizerKind::kSgd)
     refuse_pair(origins, "momentum", "optim", "only sgd has a momentum");

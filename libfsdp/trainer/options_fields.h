@@ -84,8 +84,7 @@ void TrainOptions::fields(V& v) {
   v.group("Optimizer");
   v("optim", optim, "AdamW, SGD, AdamW with 8-bit state, or AdamW for pure_bf16.",
     {.aliases = {"optimizer"},
-     .choices = {"adamw_torch", "adamw_torch_fused", "sgd", "adamw_8bit", "adamw_bnb_8bit",
-                 "adamw_anyprecision", "anyprecision"}});
+     .choices = {"adamw_torch", "adamw_torch_fused", "sgd", "adamw_bnb_8bit", "anyprecision"}});
   v("momentum", momentum, "SGD: momentum.", {.min = 0, .max = 0.9999999});
   v("learning_rate", learning_rate, "Highest learning rate.", {.aliases = {"lr"}, .min = 0});
   v("weight_decay", weight_decay,

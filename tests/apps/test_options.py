@@ -47,7 +47,7 @@ class Mistakes(ProgramTest):
     def test_wrong_type_and_range(self):
         self.assertIn("expected an integer", self.fail_with(2, "train", "--max_steps", "ten"))
         self.assertIn("expected at least 1", self.fail_with(2, "train", "--per_device_train_batch_size=0"))
-        self.assertIn("FULL_SHARD, SHARD_GRAD_OP, NO_SHARD",
+        self.assertIn("FULL_SHARD, SHARD_GRAD_OP, HYBRID_SHARD, HYBRID_SHARD_ZERO2, NO_SHARD",
                       self.fail_with(2, "train", "--sharding_strategy", "ZERO"))
 
     def test_required_options_are_named(self):

@@ -56,7 +56,7 @@ TEST(TrainOptionsTest, ContradictionsAreRefusedWithBothOrigins) {
   EXPECT_MENTIONS(train_refusal({"--warmup_steps", "2.5"}), "whole number");
   EXPECT_MENTIONS(train_refusal({"--max_steps", "0"}), "train nothing");
   EXPECT_MENTIONS(train_refusal({"--fp16", "--bf16"}), "choose one precision");
-  EXPECT_MENTIONS(train_refusal({"--pure_bf16", "--optim", "sgd"}), "use adamw_anyprecision");
+  EXPECT_MENTIONS(train_refusal({"--pure_bf16", "--optim", "sgd"}), "use anyprecision");
   EXPECT_MENTIONS(train_refusal({"--sharding_group_size", "2"}), "only HYBRID_SHARD");
   EXPECT_MENTIONS(train_refusal({"--memory_budget_gib", "2", "--kept_units", "3"}), "the budget");
   EXPECT_MENTIONS(train_refusal({"--deterministic", "--unsharded_accumulation"}),
