@@ -128,6 +128,7 @@ ShardedCore::ShardedCore(std::shared_ptr<torch::nn::Module> model,
   options_.validate();
   if (options_.deterministic) make_deterministic(*model_);
   refuse_meta_buffers(*model_);
+  comm->allow_any_order(!options_.deterministic);
   std::vector<ModuleUnit> units = find_units(*model_);
   std::vector<plan::UnitSpec> specs = specify(units, options_);
   plan::Placement placement = make_placement(specs, *comm, options_);
@@ -170,9 +171,10 @@ ShardedCore::Parameter ShardedCore::make_parameter(const ModuleUnit& unit,
                                                    int segment) {
   const plan::Bucket& bucket = executor_->layout().buckets[static_cast<size_t>(b)];
   const int64_t begin = bucket.segments[static_cast<size_t>(segment)].begin;
+  const at::Device device = device_of(executor_->compute());
   const auto view = [&](std::byte* memory, DType dtype) {
-    return at::from_blob(memory + begin * static_cast<int64_t>(dtype_bytes(dtype)),
-                         found.tensor.sizes(), at::TensorOptions(to_scalar_type(dtype)));
+    return view_memory(memory + begin * static_cast<int64_t>(dtype_bytes(dtype)),
+                       found.tensor.sizes(), to_scalar_type(dtype), device);
   };
   Parameter parameter{.tensor = found.tensor, .bucket = b, .segment = segment};
   engine::Storage& storage = executor_->storage();
@@ -183,7 +185,8 @@ ShardedCore::Parameter ShardedCore::make_parameter(const ModuleUnit& unit,
       make_shell(found.tensor.sizes(), to_scalar_type(bucket.dtype),
                  cat("parameter '", found.info.name, "' of ",
                      unit.hook ? cat("unit '", unit.name, "'") : std::string("the root unit"),
-                     " is not gathered: it can be used only during its unit's call"));
+                     " is not gathered: it can be used only during its unit's call"),
+                 device);
   return parameter;
 }
 

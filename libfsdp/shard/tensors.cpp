@@ -6,6 +6,7 @@
 #include <span>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/shard/shell.h"
 
 namespace fsdp {
 namespace {
@@ -70,7 +71,8 @@ std::vector<LocalShard> local_shards(ShardedCore& core) {
                             "engine::MasterPrecision::kF32."));
     }
     const auto view = [&](float* begin) {
-      return at::from_blob(begin + slice.shard_at, {slice.numel}, at::kFloat);
+      return view_memory(begin + slice.shard_at, {slice.numel}, at::kFloat,
+                         device_of(storage.compute()));
     };
     at::Tensor value = view(master).requires_grad_();
     value.mutable_grad() = view(storage.gradient_shard(slice.bucket).data());
@@ -100,7 +102,7 @@ at::Tensor full_gradient(ShardedCore& core, const std::string& name) {
       core, place, "full gradient", [&](const plan::ShardSlice& slice, std::span<float> piece) {
         const auto from =
             storage.gradient_shard(slice.bucket).subspan(static_cast<size_t>(slice.shard_at));
-        std::copy_n(from.begin(), piece.size(), piece.begin());
+        storage.compute().read_floats(from.data(), DType::kF32, piece);
       });
 }
 

@@ -12,7 +12,7 @@
 namespace fsdp::device {
 
 /// Skips its tests, with the reason, where CUDA cannot be used.
-class GpuTest : public testing::Test {
+class GpuTest : public ::testing::Test {
  protected:
   void SetUp() override {
     if (!cuda_status().usable) GTEST_SKIP() << cuda_status().reason;
@@ -46,14 +46,14 @@ class DeviceArray {
 
 /// Whether two arrays have the same bits.
 template <class T>
-testing::AssertionResult same_bits(const std::vector<T>& got, const std::vector<T>& expected) {
-  if (got.size() != expected.size()) return testing::AssertionFailure() << "sizes differ";
+::testing::AssertionResult same_bits(const std::vector<T>& got, const std::vector<T>& expected) {
+  if (got.size() != expected.size()) return ::testing::AssertionFailure() << "sizes differ";
   for (size_t i = 0; i < got.size(); ++i) {
     if (std::memcmp(&got[i], &expected[i], sizeof(T)) == 0) continue;
-    return testing::AssertionFailure()
+    return ::testing::AssertionFailure()
            << "element " << i << " is " << got[i] << ", expected " << expected[i];
   }
-  return testing::AssertionSuccess();
+  return ::testing::AssertionSuccess();
 }
 
 }  // namespace fsdp::device

@@ -91,12 +91,28 @@ class Stream {
   std::thread thread_;
 };
 
+/// The default stream of the calling thread, which is a rank; null = its work is done at once.
+Stream* default_stream() {
+  static const bool queues = std::getenv("FSDP_STAND_IN_QUEUES") != nullptr;
+  thread_local const std::unique_ptr<Stream> own = queues ? std::make_unique<Stream>() : nullptr;
+  return own.get();
+}
+
+Stream* as_stream(void* stream) {
+  return stream != nullptr ? static_cast<Stream*>(stream) : default_stream();
+}
+
 int enqueue(void* stream, std::function<void()> work) {
-  if (stream == nullptr) {
-    work();
+  if (Stream* const queue = as_stream(stream)) {
+    queue->enqueue(std::move(work));
   } else {
-    static_cast<Stream*>(stream)->enqueue(std::move(work));
+    work();
   }
+  return 0;
+}
+
+int synchronize(void* stream) {
+  if (Stream* const queue = as_stream(stream)) queue->synchronize();
   return 0;
 }
 
@@ -174,6 +190,7 @@ int allocate(void** memory, size_t bytes) {
 }
 
 int free_memory(void* memory) {
+  synchronize(nullptr);  // As cudaFree does.
   std::free(memory);
   return 0;
 }
@@ -220,10 +237,7 @@ const device::CudaRuntimeTable kRuntime = {
       delete static_cast<Stream*>(stream);
       return 0;
     },
-    [](void* stream) {
-      if (stream != nullptr) static_cast<Stream*>(stream)->synchronize();
-      return 0;
-    },
+    synchronize,
     create_event,
     [](void* event) {
       delete static_cast<EventHandle*>(event);

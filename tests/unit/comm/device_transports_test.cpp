@@ -1,6 +1,7 @@
 // NCCL and CUDA IPC over a stand-in for the device (tests/support/cuda_stand_in.cpp): ranks are
 // threads, device memory is the host's.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <functional>
@@ -12,7 +13,7 @@
 #include "libfsdp/comm/fold_parts.h"
 #include "libfsdp/comm/thread_world.h"
 #include "libfsdp/kernels/compute.h"
-#include "tests/support/rank_threads.h"
+#include "tests/support/device_cases.h"
 #include "tests/unit/comm/conformance_cases.h"
 
 namespace fsdp::comm {
@@ -194,6 +195,26 @@ TEST(DeviceTransport, TakesNcclForACardARankAndIpcForSharedCards) {
   EXPECT_EQ(kind(2), "nccl");
   unsetenv("FSDP_STAND_IN_DEVICES");
   EXPECT_TRUE(host_has_gpu());
+}
+
+// In a process of its own: whether default streams queue is found out once.
+TEST(DeviceTransport, OrdersAllThatTheComputeStreamHolds) {
+  ::testing::GTEST_FLAG(death_test_style) = "threadsafe";
+  for (const char* transport : {"nccl", "cuda_ipc"}) {
+    for (const int size : {1, 3}) {
+      SCOPED_TRACE(cat(transport, " ", size));
+      EXPECT_EXIT(
+          {
+            setenv("FSDP_STAND_IN_QUEUES", "1", 1);
+            const std::string text =
+                run_on_device(size, transport, {}, fsdp::testing::gather_and_fold);
+            std::fprintf(stderr, "%s", text.c_str());
+            std::fflush(stderr);
+            _exit(text.empty() ? 0 : 1);
+          },
+          ::testing::ExitedWithCode(0), "");
+    }
+  }
 }
 
 TEST(FoldParts, TilesAreScatteredAmongReplicas) {
