@@ -11,9 +11,7 @@ out=build/gpu_check
 programs=(gpu_test gpu_training_test comm_bench engine_bench)
 
 build() {
-  cmake -G Ninja -S . -B build/gpu -DCMAKE_BUILD_TYPE=Release -DFSDP_WITH_CUDA=ON -Wno-dev >build-gpu.log 2>&1 ||
-    { cat build-gpu.log; rm -f build-gpu.log; exit 1; }
-  rm -f build-gpu.log
+  cmake -G Ninja -S . -B build/gpu -DCMAKE_BUILD_TYPE=Release -DFSDP_WITH_CUDA=ON -Wno-dev
   cmake --build build/gpu --target fsdp_cuda "${programs[@]}"
   rm -rf "$out"
   mkdir -p "$out/bin" "$out/lib"
