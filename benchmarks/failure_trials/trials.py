@@ -4,9 +4,9 @@
 Each trial draws the way to fail, the phase, the number of ranks (2 to 4) and the failing rank. In most trials
 training_program (tests/procs) fails at the drawn place of a step; in the others a signal hits a rank of finetune
 at a random moment. A trial is good when everything is over in time, the exit code is the right one, the last
-line names the failing rank, and no process and no file is left.
+line names the failing rank, step, phase and all others, and no process and no file is left.
 
-usage: trials.py --finetune PATH --training-program PATH [--trials N] [--seed S] [--report FILE]
+usage: trials.py --finetune PATH --training-program PATH [--trials N] [--seed S] [--patience X] [--report FILE]
 Without --trials: 12, or 330 with FSDP_TEST_SCALE=long. Exit code 0 = all trials were good.
 """
 
@@ -29,7 +29,8 @@ import time
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 6
-HANG_S = 40
+HANG_S = 40       # after the fault
+START_UP_S = 300  # until it
 
 SIGNALS = {"kill": "SIGKILL", "term": "SIGTERM", "segv": "SIGSEGV", "bus": "SIGBUS", "abrt": "SIGABRT",
            "fpe": "SIGFPE", "int": "SIGINT", "hup": "SIGHUP"}
@@ -85,7 +86,8 @@ def draw(index, rng, outside):
 
 
 class Bench:
-    def __init__(self, finetune, training_program, folder):
+    def __init__(self, finetune, training_program, folder, patience=1):
+        self.patience = patience
         self.finetune, self.program, self.folder = finetune, training_program, folder
         os.environ["FINETUNE"], os.environ["FSDP_SOURCE_DIR"] = str(finetune), str(SOURCE)
         sys.path.insert(0, str(SOURCE / "tests/apps"))
@@ -109,7 +111,9 @@ class Bench:
 
     def start(self, trial, mark, out, log):
         fault = f"rank={trial.rank} place={trial.place} step={trial.step} kind={trial.kind} after_us={trial.after_us}"
-        env = {**os.environ, "FSDP_TEST_MARK": mark, "FSDP_PEER_TIMEOUT": str(trial.peer_timeout), "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, "FSDP_TEST_MARK": mark, "OMP_NUM_THREADS": "1"}
+        if trial.kind == "stop" and trial.peer_timeout != 8:
+            env["FSDP_PEER_TIMEOUT"] = str(trial.peer_timeout)
         if trial.kind != "nothing" and trial.place != "outside":
             env.update(FSDP_TEST_FAULT=fault, FSDP_TEST_FAULT_LOG=str(log))
         return subprocess.Popen([*map(str, self.command(trial, out))], env=env, stdin=subprocess.DEVNULL,
@@ -121,7 +125,7 @@ class Bench:
         if key not in self.weights:
             out = self.folder / f"whole_{key[0]}_{key[1]}"
             run = self.start(trial._replace(kind="nothing"), "whole", out, None)
-            if run.wait(120) != 0:
+            if run.wait(START_UP_S) != 0:
                 raise SystemExit(f"a run without a fault failed:\n{pathlib.Path(f'{out}.err').read_text()}")
             self.weights[key] = digest(out)
         return self.weights[key]
@@ -135,8 +139,8 @@ class Bench:
         process = self.start(trial, mark, out, log)
         fault_at = self.fail_from_outside(process, trial, mark) if trial.place == "outside" else None
         try:
-            if trial.kind == "pause" and trial.place != "outside":
-                self.continue_later(log)
+            if trial.place != "outside":
+                self.wait_for_fault(process, trial, log)
             code = process.wait(HANG_S)
         except subprocess.TimeoutExpired:
             code = None
@@ -170,14 +174,15 @@ class Bench:
         return fault_at
 
     @staticmethod
-    def continue_later(log):
-        end = time.monotonic() + HANG_S
+    def wait_for_fault(process, trial, log):
+        end = time.monotonic() + START_UP_S
         while not log.exists() or len(log.read_text().split()) < 3:
-            if time.monotonic() > end:
+            if time.monotonic() > end or process.poll() is not None:
                 return
             time.sleep(0.005)
-        time.sleep(0.4)
-        os.kill(int(log.read_text().split()[1]), signal.SIGCONT)
+        if trial.kind == "pause":
+            time.sleep(0.4)
+            os.kill(int(log.read_text().split()[1]), signal.SIGCONT)
 
     def judge(self, trial, code, fault_at, ended_at, mark, out):
         text = pathlib.Path(f"{out}.err").read_text()
@@ -192,14 +197,14 @@ class Bench:
         left = processes(mark)
         if code is None:
             problems.append("hang")
-            left = [(pid, rank) for pid, rank in left if rank is not None and False]
+            left = []  # of course
         if left:
             problems.append("orphan")
         for pid, _ in processes(mark):
             os.kill(pid, signal.SIGKILL)
         seconds = ended_at - fault_at
         limit = 10.0 if trial.kind == "stop" and trial.peer_timeout == 8 else 4.0 if trial.kind == "stop" else 2.0
-        if trial.kind != "pause" and seconds > limit:
+        if trial.kind != "pause" and seconds > limit * self.patience:
             problems.append("late")
         wanted_code, wanted_text = EXPECTED[trial.kind]
         if trial.place == "rendezvous":
@@ -215,7 +220,11 @@ class Bench:
         problems += self.wrong_place(trial, last, text)
         if trial.kind == "pause" and code == 0 and digest(out) != self.undisturbed(trial):
             problems.append("other weights")
-        if any(".tmp" in path.name for path in out.glob("*")):
+        # Where all die at once nobody is left to remove a half-written save; the next save does. A small file that
+        # only rank 0 writes stays when that rank dies while it writes it.
+        own = [path.name for path in out.glob("*") if re.search(r"\.tmp-\d+-", path.name)]
+        others = [path.name for path in out.glob("*") if ".tmp" in path.name and path.name not in own]
+        if trial.kind != "launcher-kill" and (others or (own and trial.rank != 0)):
             problems.append("file left")
         phase = trial.place if trial.place != "outside" else phase_of(last)
         return Result(trial, seconds, code, phase, problems, text)
@@ -233,7 +242,9 @@ class Bench:
         lines = re.findall(r"^  rank (\d+): \S", text, re.MULTILINE)
         if sorted(map(int, lines)) != [rank for rank in range(trial.ranks) if rank != trial.rank]:
             problems.append("ranks not listed")
-        if trial.place in WAITS and trial.after_us > 0 and " while it waited for rank " not in last:
+        # On a busy machine the fault may come later than it was meant to.
+        in_time = f"step {trial.step}, phase {'backward' if trial.place == 'reduce-wait' else 'update'}" in last
+        if trial.place in WAITS and trial.after_us > 0 and in_time and " while it waited for rank " not in last:
             problems.append("wait not told")
         return problems
 
@@ -305,7 +316,7 @@ def report(results, args, elapsed):
 `FSDP_PEER_TIMEOUT=1`), the right exit code, the failing rank named, no process and no file left.
 
 Command: `benchmarks/failure_trials/trials.py --trials {args.trials} --seed {args.seed}`, {elapsed / 60:.0f} min on
-{cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}. Each trial is a training of a tiny Llama on 2 to 4
+{cpu()}, {os.cpu_count()} cores (load average at the end {os.getloadavg()[2]:.0f}), {platform.system()} {platform.release()}. Each trial is a training of a tiny Llama on 2 to 4
 ranks ({sum(r.trial.place != 'outside' for r in results)} fail at a drawn place of a step, {sum(r.trial.place == 'outside' for r in results)} by a signal from outside at
 any moment). Seconds run from the fault to the end of everything, the launcher included; for `pause`
 (SIGSTOP, then SIGCONT after 0.4 s: the run goes on, its weights must be those of an undisturbed run) to the end of the run.
@@ -336,12 +347,13 @@ def main():
     parser.add_argument("--trials", type=int, default=330 if os.environ.get("FSDP_TEST_SCALE") == "long" else 12)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=pathlib.Path)
+    parser.add_argument("--patience", type=float, default=1, help="factor on the time limits, for a busy machine")
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background they may be ignored,
     signal.signal(signal.SIGHUP, signal.SIG_DFL)              # and children would inherit that
     began, results, rng = time.monotonic(), [], random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="failure_trials_") as folder:
-        bench = Bench(args.finetune.resolve(), args.training_program.resolve(), pathlib.Path(folder))
+        bench = Bench(args.finetune.resolve(), args.training_program.resolve(), pathlib.Path(folder), args.patience)
         index = 0
         while len(results) < args.trials:
             trial = draw(index // 4 if index % 4 == 3 else index - index // 4, rng, index % 4 == 3)
@@ -351,7 +363,8 @@ def main():
                 continue
             results.append(result)
             if result.problems:
-                print(f"{trial}: {', '.join(result.problems)} (exit {result.code})\n{result.text}", flush=True)
+                print(f"{trial}: {', '.join(result.problems)} (exit {result.code}, {result.seconds:.2f} s)\n{result.text}",
+                      flush=True)
     text = report(results, args, time.monotonic() - began)
     if args.report:
         args.report.write_text(text)

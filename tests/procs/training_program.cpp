@@ -10,12 +10,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <map>
 #include <memory>
 #include <new>
+#include <span>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -155,12 +158,59 @@ class Trap {
                       (fault_.place == "packet" && place == "packet");
     if (!late || fault_.after_us == 0) return;
     sprung_ = true;
-    std::this_thread::sleep_for(std::chrono::microseconds(4 * fault_.after_us));
+    const char* log = std::getenv("FSDP_TEST_FAULT_LOG");
+    for (int i = 0; i < 2500 && log != nullptr && access(log, F_OK) != 0; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
 
   Fault fault_;
   int rank_;
   bool sprung_ = false;
+};
+
+/// Three elements of one rank's gradient become NaN (kind=nan): the parameters must stay as they
+/// are on every rank.
+class NanTrial {
+ public:
+  NanTrial(const Fault& fault, FaultyCommunicator& comm) : fault_(fault), comm_(comm) {}
+
+  void at(const std::string& place, int64_t step) {
+    if (fault_.kind != "nan" || step != fault_.step) return;
+    if (place == "packet") before_ = parameters();
+    if (place != "reduce" || comm_.rank() != fault_.rank || poisoned_) return;
+    poisoned_ = true;
+    const std::span<std::byte> gradient = comm_.last_source();
+    std::fill_n(reinterpret_cast<float*>(gradient.data()), 3, std::nanf(""));
+  }
+
+  /// Runs the training; says on stdout whether the update was left out.
+  void run(const std::function<void()>& train) const {
+    try {
+      train();
+    } catch (const fsdp::NumericsError&) {
+      const std::vector<std::byte> after = parameters();
+      const bool same = !after.empty() && after == before_;
+      std::printf("rank %d: %zu bytes of parameters %s\n", comm_.rank(), after.size(),
+                  same ? "unchanged" : "CHANGED");
+      std::fflush(stdout);
+      throw;
+    }
+  }
+
+ private:
+  std::vector<std::byte> parameters() const {
+    std::vector<std::byte> all;
+    for (const auto& memory : comm_.memory()) {
+      if (memory.label.find("parameter") != std::string::npos)
+        all.insert(all.end(), memory.data, memory.data + memory.bytes);
+    }
+    return all;
+  }
+
+  const Fault& fault_;
+  FaultyCommunicator& comm_;
+  std::vector<std::byte> before_;
+  bool poisoned_ = false;
 };
 
 fsdp::trainer::TrainOptions options_of(char** argv) {
@@ -194,9 +244,14 @@ int main(int argc, char** argv) {
         options.ranks, {argv, argv + argc}, [&] { fsdp::trainer::check_train(options); },
         [&](fsdp::comm::Communicator& comm) {
           Trap trap(fault, comm.rank());
-          FaultyCommunicator faulty(
-              comm, [&](const std::string& place, int64_t step) { trap.at(place, step); });
-          fsdp::trainer::run_train(options, "{}", faulty);
+          NanTrial* nan = nullptr;
+          FaultyCommunicator faulty(comm, [&](const std::string& place, int64_t step) {
+            nan->at(place, step);
+            if (fault.kind != "nan") trap.at(place, step);
+          });
+          NanTrial nan_trial(fault, faulty);
+          nan = &nan_trial;
+          nan_trial.run([&] { fsdp::trainer::run_train(options, "{}", faulty); });
         });
   } catch (const fsdp::Error& error) {
     std::fprintf(stderr, "finetune: %s\n", error.what());

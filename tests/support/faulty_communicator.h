@@ -3,11 +3,22 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "libfsdp/comm/communicator.h"
 
 namespace fsdp::testing {
+
+/// Memory that the run has allocated, kept also when the run has ended.
+struct NamedMemory {
+  std::shared_ptr<void> owner;
+  std::string label;
+  std::byte* data = nullptr;
+  size_t bytes = 0;
+};
 
 /// Passes everything on to `inner`. `at_place(place, step)` is called before: a phase that the rank
 /// reports ("load", "forward", ...), the start of a "reduce", the wait for its result
@@ -22,13 +33,20 @@ class FaultyCommunicator final : public comm::Communicator {
 
   int rank() const override { return inner_.rank(); }
   int size() const override { return inner_.size(); }
+  int ranks_per_host() const override { return inner_.ranks_per_host(); }
+  kernels::Compute& compute() override { return inner_.compute(); }
+  void allow_any_order(bool allowed) override { inner_.allow_any_order(allowed); }
   std::shared_ptr<comm::SymmetricMemory> allocate(size_t bytes, std::string_view label) override {
-    return inner_.allocate(bytes, label);
+    auto memory = inner_.allocate(bytes, label);
+    memory_.push_back({memory, std::string(label), memory->local(), bytes});
+    return memory;
   }
   bool can_share(const comm::Group& group) const override { return inner_.can_share(group); }
   std::shared_ptr<comm::SharedMemory> allocate_shared(const comm::Group& group, size_t bytes,
                                                       std::string_view label) override {
-    return inner_.allocate_shared(group, bytes, label);
+    auto memory = inner_.allocate_shared(group, bytes, label);
+    memory_.push_back({memory, std::string(label), memory->data(), bytes});
+    return memory;
   }
   comm::Ticket begin_gather(const comm::Group& group, comm::SymmetricSpan source,
                             std::byte* destination, comm::Tag tag) override {
@@ -37,10 +55,13 @@ class FaultyCommunicator final : public comm::Communicator {
   comm::Ticket begin_fold(const comm::Group& group, comm::SymmetricSpan source, DType dtype,
                           int64_t begin, std::span<float> destination, bool accumulate,
                           comm::Tag tag) override {
+    last_source_ = {source.memory->local() + source.offset, source.bytes};
     at_place_("reduce", tag.step);
-    last_fold_ = inner_.begin_fold(group, source, dtype, begin, destination, accumulate, tag);
+    const comm::Ticket ticket =
+        inner_.begin_fold(group, source, dtype, begin, destination, accumulate, tag);
+    if (oldest_fold_.sequence == 0) oldest_fold_ = ticket;
     last_fold_step_ = tag.step;
-    return last_fold_;
+    return ticket;
   }
   comm::Ticket begin_fence(const comm::Group& group, comm::Tag tag) override {
     return inner_.begin_fence(group, tag);
@@ -71,15 +92,22 @@ class FaultyCommunicator final : public comm::Communicator {
   void report_unit(int32_t unit) override { inner_.report_unit(unit); }
   void name_units(std::span<const std::string> names) override { inner_.name_units(names); }
 
+  const std::vector<NamedMemory>& memory() const { return memory_; }
+  /// What this rank brings to the fold whose "reduce" was told last.
+  std::span<std::byte> last_source() const { return last_source_; }
+
  private:
   void at_wait(comm::Ticket ticket) {
-    if (last_fold_.sequence != 0 && ticket.sequence >= last_fold_.sequence)
-      at_place_("reduce wait", last_fold_step_);
+    if (oldest_fold_.sequence == 0 || ticket.sequence < oldest_fold_.sequence) return;
+    oldest_fold_ = {};
+    at_place_("reduce wait", last_fold_step_);
   }
 
   comm::Communicator& inner_;
   AtPlace at_place_;
-  comm::Ticket last_fold_;
+  std::vector<NamedMemory> memory_;
+  std::span<std::byte> last_source_;
+  comm::Ticket oldest_fold_;  // Not yet waited for.
   int64_t last_fold_step_ = -1;
 };
 
