@@ -193,6 +193,7 @@ class NanTrial {
       std::printf("rank %d: %zu bytes of parameters %s\n", comm_.rank(), after.size(),
                   same ? "unchanged" : "CHANGED");
       std::fflush(stdout);
+      comm_.maximum(0, "ranks that have said so");  // The first rank that ends ends the others.
       throw;
     }
   }
