@@ -129,6 +129,13 @@ void Executor::publish() {
   fence();
 }
 
+void Executor::set_progress(int64_t steps, int64_t updates) {
+  if (in_step_) throw ConfigError("a state was loaded inside a step: finish the step first");
+  check(0 <= updates && updates <= steps, "more updates than steps");
+  step_ = steps;
+  updates_ = updates;
+}
+
 void Executor::gather_on_demand(int unit) {
   if (!holds(unit)) comm_->finish(begin_gather(unit));
 }

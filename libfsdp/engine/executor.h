@@ -82,6 +82,9 @@ class Executor {
   /// Steps done, and those of them that updated something.
   int64_t step() const { return step_; }
   int64_t updates() const { return updates_; }
+  /// As if so many steps had been done, and so many of them had updated something: after a load.
+  /// Equal on all ranks. Throws ConfigError inside a step.
+  void set_progress(int64_t steps, int64_t updates);
   /// The micro-batch of this rank that is under way.
   int64_t micro_batch() const { return micro_batch_; }
   /// The plan of the current step, or of the last; null before the first backward.

@@ -49,6 +49,7 @@ class ShardedCore {
   comm::Communicator& comm() { return executor_->comm(); }
   const ShardOptions& options() const { return options_; }
   const std::vector<ParameterInfo>& parameters() const { return infos_; }
+  const torch::nn::Module& module() const { return *model_; }
 
   /// Pieces of parameters on this rank, in layout order. Under replication several ranks own the
   /// same piece.
