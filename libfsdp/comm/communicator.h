@@ -160,7 +160,8 @@ class Communicator {
   /// Collective over `group`. `source` holds elements of `dtype` (f32, bf16, f16), the same number
   /// on all members; `begin` (elements) and destination.size() choose this rank's part and may
   /// differ between members (0 is legal). With accumulate the old value is the leftmost operand of
-  /// the fold: ((d + s_0) + s_1) + ...; without, s_0 is.
+  /// the fold: ((d + s_0) + s_1) + ...; without, s_0 is, and `destination` may be this rank's part
+  /// of its own source (f32, when the parts of the members do not overlap).
   virtual Ticket begin_fold(const Group& group, SymmetricSpan source, DType dtype, int64_t begin,
                             std::span<float> destination, bool accumulate, Tag tag) = 0;
 

@@ -350,10 +350,13 @@ class NcclCommunicator final : public DeviceCommunicator {
         std::lower_bound(plan.group.begin(), plan.group.end(), rank()) - plan.group.begin());
     std::byte* const received = staging(own_bytes * plan.group.size());
     sources_.clear();
-    for (size_t m = 0; m < plan.group.size(); ++m) {
-      sources_.push_back(m == own ? from + plan.parts[own].begin * static_cast<int64_t>(item)
-                                  : received + own_bytes * m);
+    const std::byte* mine = from + plan.parts[own].begin * static_cast<int64_t>(item);
+    if (static_cast<const void*>(mine) == destination.data()) {  // More than one launch may write.
+      device::copy_async(received + own_bytes * own, mine, own_bytes, stream());
+      mine = received + own_bytes * own;
     }
+    for (size_t m = 0; m < plan.group.size(); ++m)
+      sources_.push_back(m == own ? mine : received + own_bytes * m);
     if (plan.group.size() > 1) {
       groups_->run(members, "sending parts",
                    [&](void* comm) { return send_parts(plan, from, received, own, item, comm); });

@@ -306,6 +306,7 @@ void Executor::begin_step(int64_t micro_batches) {
     throw ConfigError(cat("begin_step: got ", micro_batches, " micro-batches"));
   const int64_t most = comm_->maximum(micro_batches, "micro-batches");
   if (most == 0) throw ConfigError("begin_step: no rank has a micro-batch");
+  if (most > 1) storage_.keep_sums_apart();
   local_micro_batches_ = micro_batches;
   micro_batches_ = static_cast<int>(most);
   micro_batch_ = 0;

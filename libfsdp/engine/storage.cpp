@@ -1,5 +1,7 @@
 #include "libfsdp/engine/storage.h"
 
+#include <utility>
+
 #include "libfsdp/base/checked.h"
 #include "libfsdp/base/error.h"
 
@@ -7,6 +9,7 @@ namespace fsdp::engine {
 namespace {
 
 constexpr int64_t kPage = plan::kSlotAlignment;
+constexpr int kRoot = 0;
 
 bool is_16_bit(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16; }
 
@@ -99,10 +102,39 @@ void Storage::allocate_shards(comm::Communicator& comm) {
   }
 }
 
+bool Storage::sums_in_slot(int bucket) const {
+  const plan::Bucket& info = layout_.buckets[static_cast<size_t>(bucket)];
+  if (placement_.mesh.replicate > 1 || info.reduce_dtype != DType::kF32) return false;
+  if (placement_.accumulation == plan::Accumulation::kUnsharded) return true;
+  return info.unit == kRoot && !sums_apart_;
+}
+
+void Storage::keep_sums_apart() {
+  if (std::exchange(sums_apart_, true)) return;
+  int64_t bytes = 0;
+  const auto needs_memory = [this](int bucket) {
+    const auto b = static_cast<size_t>(bucket);
+    return layout_.buckets[b].trainable && places_[b].gradient.empty() && !sums_in_slot(bucket);
+  };
+  for (const int b : layout_.of_unit[kRoot])
+    if (needs_memory(b)) bytes += page_bytes<float>(layout_.buckets[static_cast<size_t>(b)]);
+  sums_memory_ = compute_->allocate(static_cast<size_t>(bytes), "gradient shards of the root");
+  allocated_bytes_ += bytes;
+  Pages pages(sums_memory_.get(), bytes);
+  for (const int b : layout_.of_unit[kRoot]) {
+    const plan::Bucket& bucket = layout_.buckets[static_cast<size_t>(b)];
+    if (!needs_memory(b)) continue;
+    places_[static_cast<size_t>(b)].gradient = {
+        reinterpret_cast<float*>(pages.take(page_bytes<float>(bucket))),
+        static_cast<size_t>(bucket.shard_numel)};
+  }
+}
+
 void Storage::allocate(comm::Communicator& comm, MasterPrecision precision) {
   int64_t local = slot_begin_.back();
-  for (const plan::Bucket& bucket : layout_.buckets) {
-    if (bucket.trainable) local += page_bytes<float>(bucket);
+  for (size_t b = 0; b < layout_.buckets.size(); ++b) {
+    const plan::Bucket& bucket = layout_.buckets[b];
+    if (bucket.trainable && !sums_in_slot(static_cast<int>(b))) local += page_bytes<float>(bucket);
     if (has_remainder(bucket, precision)) local += page_bytes<uint16_t>(bucket);
     if (has_master(bucket, precision)) local += page_bytes<float>(bucket);
   }
@@ -120,7 +152,8 @@ void Storage::allocate(comm::Communicator& comm, MasterPrecision precision) {
     const auto floats = [&] {
       return reinterpret_cast<float*>(pages.take(page_bytes<float>(bucket)));
     };
-    if (bucket.trainable) places_[b].gradient = {floats(), static_cast<size_t>(bucket.shard_numel)};
+    if (bucket.trainable && !sums_in_slot(static_cast<int>(b)))
+      places_[b].gradient = {floats(), static_cast<size_t>(bucket.shard_numel)};
     if (has_master(bucket, precision)) places_[b].master = floats();
     if (has_remainder(bucket, precision))
       places_[b].remainder = reinterpret_cast<uint16_t*>(pages.take(page_bytes<uint16_t>(bucket)));
@@ -143,7 +176,11 @@ comm::SymmetricSpan Storage::shard_source(int bucket) {
 }
 
 std::span<float> Storage::gradient_shard(int bucket) {
-  return places_[static_cast<size_t>(bucket)].gradient;
+  const plan::Bucket& info = layout_.buckets[static_cast<size_t>(bucket)];
+  if (!info.trainable || !sums_in_slot(bucket))
+    return places_[static_cast<size_t>(bucket)].gradient;
+  auto* const whole = reinterpret_cast<float*>(gradient(bucket));
+  return {whole + coordinate_ * info.shard_numel, static_cast<size_t>(info.shard_numel)};
 }
 
 std::byte* Storage::gathered(int bucket) {

@@ -29,6 +29,11 @@ int64_t master_bytes(const plan::Bucket& bucket, MasterPrecision precision);
 /// The root's slot is the last, the ones below are the units'; gradient slots likewise. A unit's
 /// buckets lie end to end in its slot, in the order of Layout::of_unit, so a bucket's address in a
 /// slot never changes.
+///
+/// Note [Sums in place]
+/// Where a unit's gradient slot is its own and each rank's part of it is read by that rank alone
+/// (no replicas), the reduction may leave the sum there: the gradient shard needs no memory. With
+/// unsharded sums that is so for good; else for the root as long as steps have one micro-batch.
 class Storage {
  public:
   /// Collective: peers read each other's shards and gradient slots, so those lie in symmetric
@@ -48,11 +53,14 @@ class Storage {
   uint16_t* remainder(int bucket) { return places_[static_cast<size_t>(bucket)].remainder; }
   /// The fp32 master apart from a 16-bit shard; null for other buckets.
   float* master(int bucket) { return places_[static_cast<size_t>(bucket)].master; }
-  /// fp32 sums of this rank's part; empty for frozen buckets.
+  /// fp32 sums of this rank's part; empty for frozen buckets. See Note [Sums in place].
   std::span<float> gradient_shard(int bucket);
   std::span<const float> gradient_shard(int bucket) const {
-    return places_[static_cast<size_t>(bucket)].gradient;
+    return const_cast<Storage*>(this)->gradient_shard(bucket);
   }
+  /// Gives gradient shards memory of their own where sums outlive a micro-batch: to be called
+  /// before a step of several micro-batches, or by those who keep a gradient shard's address.
+  void keep_sums_apart();
 
   /// Where the whole bucket lies when it is in use: in its unit's slot, or where the shards are.
   std::byte* gathered(int bucket);
@@ -87,6 +95,7 @@ class Storage {
   void place_buckets();
   void allocate(comm::Communicator& comm, MasterPrecision precision);
   void allocate_shards(comm::Communicator& comm);
+  bool sums_in_slot(int bucket) const;
   std::byte* gradient_slot(int slot);
 
   plan::Layout layout_;
@@ -103,6 +112,8 @@ class Storage {
   std::shared_ptr<comm::SymmetricMemory> gradients_;
   kernels::Compute* compute_;
   kernels::ComputeMemory memory_;  // Everything that peers do not read: slots first.
+  bool sums_apart_ = false;
+  kernels::ComputeMemory sums_memory_;                   // Of keep_sums_apart().
   std::shared_ptr<comm::SymmetricMemory> slots_memory_;  // On devices; null on the host.
   std::byte* slot_memory_ = nullptr;
 };

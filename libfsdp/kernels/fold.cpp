@@ -23,11 +23,11 @@ constexpr int kGroup = 4;
 constexpr int64_t kStreamNumel = (8 << 20) / sizeof(float);
 
 template <class Source, int kCount, bool kAccumulate>
-FSDP_HD void sum_loop(float* __restrict destination, const void* const* sources, int64_t begin,
-                      int64_t n) {
+FSDP_HD void sum_loop(float* destination, const void* const* sources, int64_t begin, int64_t n) {
   using Storage = typename Source::Storage;
-  const Storage* __restrict from[kCount];
+  const Storage* from[kCount];
   for (int k = 0; k < kCount; ++k) from[k] = static_cast<const Storage*>(sources[k]) + begin;
+    // A source may be the destination itself: element by element that is no dependency either.
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     float sum = Source::widen(from[0][i]);
@@ -118,15 +118,20 @@ void stream_block(float*, const float*, int64_t) {}
 void end_streaming() {}
 #endif
 
-void stream_sums(SumBlock sum, float* destination, std::span<const void* const> sources,
-                 int64_t n) {
+/// Sums of each block apart from the destination, which may be one of the sources.
+void sum_apart(SumBlock sum, float* destination, std::span<const void* const> sources, int64_t n) {
+  const bool stream = can_stream(destination, n);
   alignas(64) float sums[kBlockNumel];
   for (int64_t begin = 0; begin < n; begin += kBlockNumel) {
     const int64_t count = std::min(kBlockNumel, n - begin);
     sum(sums, sources.data(), static_cast<int>(sources.size()), begin, count, false);
-    stream_block(destination + begin, sums, count);
+    if (stream) {
+      stream_block(destination + begin, sums, count);
+    } else {
+      std::copy_n(sums, count, destination + begin);
+    }
   }
-  end_streaming();
+  if (stream) end_streaming();
 }
 
 }  // namespace
@@ -146,7 +151,10 @@ void fold_ranks(float* destination, std::span<const void* const> sources, DType 
     if (!accumulate) std::memset(destination, 0, static_cast<size_t>(n) * sizeof(float));
     return;
   }
-  if (!accumulate && can_stream(destination, n)) return stream_sums(sum, destination, sources, n);
+  // In several groups the sums so far would replace a source that comes later.
+  const bool groups = sources.size() > static_cast<size_t>(kGroup);
+  if (!accumulate && (groups || can_stream(destination, n)))
+    return sum_apart(sum, destination, sources, n);
   for (int64_t begin = 0; begin < n; begin += kBlockNumel) {
     sum(destination + begin, sources.data(), static_cast<int>(sources.size()), begin,
         std::min(kBlockNumel, n - begin), accumulate);

@@ -19,10 +19,10 @@ void fold_add(float* destination, const void* source, DType dtype, int64_t n);
 /// the leftmost operand. Bit for bit the sequence fold_assign(s_0) (fold_add(s_0) with accumulate),
 /// fold_add(s_1), ...
 ///
-/// Sources: each n elements of `dtype` (f32, bf16, f16), none overlaps the destination. No source
-/// leaves the destination as it is with accumulate, and zero without. Cost: one pass over memory;
-/// large sums that do not accumulate are stored past the caches. Throws InternalError for other
-/// dtypes.
+/// Sources: each n elements of `dtype` (f32, bf16, f16), none overlaps the destination; without
+/// accumulate the destination may be one of them (f32). No source leaves the destination as it is
+/// with accumulate, and zero without. Cost: one pass over memory; large sums that do not accumulate
+/// are stored past the caches. Throws InternalError for other dtypes.
 void fold_ranks(float* destination, std::span<const void* const> sources, DType dtype, int64_t n,
                 bool accumulate);
 

@@ -14,16 +14,25 @@
 namespace fsdp::plan {
 namespace {
 
-void add_shards(const Bucket& bucket, const StateBytes& state, MemoryPlan& plan) {
+// Unsharded sums stay in their slots, unless replicas read them there too.
+bool sums_in_slot(const Bucket& bucket, const Placement& placement) {
+  return placement.accumulation == Accumulation::kUnsharded && placement.mesh.replicate == 1 &&
+         bucket.reduce_dtype == DType::kF32;
+}
+
+void add_shards(const Bucket& bucket, const Placement& placement, const StateBytes& state,
+                MemoryPlan& plan) {
   plan.parameter_shards =
       checked_add<ConfigError>(plan.parameter_shards, bucket.shard_bytes(), "parameter shards");
   if (!bucket.trainable) return;
   plan.masters =
       checked_add<ConfigError>(plan.masters, state.master(bucket), "masters of parameters");
-  plan.gradient_shards = checked_add<ConfigError>(
-      plan.gradient_shards,
-      checked_mul<ConfigError>(bucket.shard_numel, sizeof(float), "gradient shard"),
-      "gradient shards");
+  if (!sums_in_slot(bucket, placement)) {
+    plan.gradient_shards = checked_add<ConfigError>(
+        plan.gradient_shards,
+        checked_mul<ConfigError>(bucket.shard_numel, sizeof(float), "gradient shard"),
+        "gradient shards");
+  }
   plan.optimizer_state =
       checked_add<ConfigError>(plan.optimizer_state, state.optimizer(bucket), "optimizer state");
 }
@@ -69,7 +78,7 @@ std::string MemoryPlan::to_string() const {
 
 MemoryPlan plan_memory(const Layout& layout, const Placement& placement, const StateBytes& state) {
   MemoryPlan plan;
-  for (const Bucket& bucket : layout.buckets) add_shards(bucket, state, plan);
+  for (const Bucket& bucket : layout.buckets) add_shards(bucket, placement, state, plan);
   const SlotMap slots = assign_slots(layout, placement);
   for (const int64_t bytes : slots.slot_bytes)
     plan.gather_slots = checked_add<ConfigError>(plan.gather_slots, bytes, "gather slots");

@@ -13,7 +13,8 @@ namespace fsdp::plan {
 struct MemoryPlan {
   int64_t parameter_shards = 0;  ///< What gathers read: the parameters' dtype.
   int64_t masters = 0;           ///< What is kept beside 16-bit parameters, see StateBytes.
-  int64_t gradient_shards = 0;   ///< fp32 sums.
+  int64_t gradient_shards = 0;   ///< fp32 sums; those of the root lie in its slot while steps have
+                                 ///< one micro-batch.
   int64_t optimizer_state = 0;
   int64_t gather_slots = 0;    ///< Each as large as its largest unit.
   int64_t gradient_slots = 0;  ///< Likewise.

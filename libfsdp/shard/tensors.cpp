@@ -57,6 +57,7 @@ at::Tensor collect_pieces(ShardedCore& core, const Place& place, const char* wha
 
 std::vector<LocalShard> local_shards(ShardedCore& core) {
   engine::Storage& storage = core.executor().storage();
+  storage.keep_sums_apart();  // The gradients' addresses are handed out.
   const plan::Layout& layout = core.executor().layout();
   std::vector<LocalShard> shards;
   for (const OwnedSlice& slice : core.owned_slices()) {

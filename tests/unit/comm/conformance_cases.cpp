@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/kernels/compute.h"
 
 namespace fsdp::comm {
 
@@ -165,6 +166,29 @@ void fold_is_the_left_fold_bit_for_bit(Communicator& c) {
     for (const int64_t numel : {0, 1, 1000, 20'011}) {
       fold_one(c, *memory, dtype, numel, false);
       fold_one(c, *memory, dtype, numel, true);
+    }
+  }
+}
+
+void a_fold_may_replace_its_own_part(Communicator& c) {
+  constexpr int64_t kPart = 3000;
+  const int64_t numel = kPart * c.size();
+  const size_t bytes = static_cast<size_t>(numel) * sizeof(float);
+  const auto memory = c.allocate(bytes, "gradients");
+  for (int round = 0; round < 3; ++round) {
+    for (int64_t i = 0; i < numel; ++i)
+      store(memory->local(), DType::kF32, i, value_of(c.rank(), i + round, numel));
+    float* own = reinterpret_cast<float*>(memory->local()) + kPart * c.rank();
+    c.wait_released(c.begin_fold(c.world(), {memory.get(), 0, bytes}, DType::kF32, kPart * c.rank(),
+                                 {own, kPart}, false, make_tag("fold in place", round)));
+    std::vector<float> sums(kPart);
+    c.compute().read(own, sums.data(), kPart * sizeof(float));
+    for (int64_t i = 0; i < kPart; ++i) {
+      const int64_t at = kPart * c.rank() + i + round;
+      float expected = value_of(0, at, numel);
+      for (int r = 1; r < c.size(); ++r) expected += value_of(r, at, numel);
+      expect(std::bit_cast<uint32_t>(expected) == std::bit_cast<uint32_t>(sums[i]),
+             cat("bits of the left fold at ", i, ": ", sums[i], ", expected ", expected));
     }
   }
 }
@@ -340,6 +364,7 @@ const std::vector<ConformanceCase>& data_cases() {
       {"GatherCollectsLargeParts", gather_collects_large_parts},
       {"GatherWorksInPlace", gather_works_in_place},
       {"FoldIsTheLeftFoldBitForBit", fold_is_the_left_fold_bit_for_bit},
+      {"AFoldMayReplaceItsOwnPart", a_fold_may_replace_its_own_part},
       {"SeveralCollectivesAreUnderWayAtOnce", several_collectives_are_under_way_at_once},
       {"ASourceMayChangeOnceItIsReleased", a_source_may_change_once_it_is_released},
       {"MoreCollectivesBeginThanTheRingHolds", more_collectives_begin_than_the_ring_holds},

@@ -256,6 +256,7 @@ TEST(Executor, TakesTheMemoryThatThePlanSays) {
                             {.master = [](const plan::Bucket&) { return int64_t{0}; },
                              .optimizer = [](const plan::Bucket&) { return int64_t{0}; }});
       EXPECT_EQ(executor->storage().transient_bytes(), planned.transient());
+      executor->storage().keep_sums_apart();  // The plan is of steps with several micro-batches.
       // Slots and arrays begin on pages.
       const int64_t pages = 4096 * (2 * kUnits + 8);
       EXPECT_GE(executor->storage().allocated_bytes(), planned.total());

@@ -79,6 +79,22 @@ TEST_P(FoldTest, SumsThatAreStoredPastTheCachesHaveTheSameBits) {
   }
 }
 
+TEST(FoldInPlaceTest, TheDestinationMayBeASource) {
+  for (const int count : {1, 2, 3, 4, 5, 8, 11}) {
+    for (const int64_t n : {int64_t{128}, int64_t{2176}, int64_t{(1 << 21) + 128}}) {
+      if (n > 10000 && count != 5) continue;
+      for (int own = 0; own < count; ++own) {
+        Sources sources = random_sources(count, n, DType::kF32, 40);
+        std::vector<float> destination = sources.values[static_cast<size_t>(own)];
+        const std::vector<float> expected = sequential_fold(sources, destination, false);
+        sources.pointers[static_cast<size_t>(own)] = destination.data();
+        fold_ranks(destination.data(), sources.pointers, DType::kF32, n, false);
+        EXPECT_TRUE(bits_of(destination) == bits_of(expected)) << own << " of " << count;
+      }
+    }
+  }
+}
+
 TEST_P(FoldTest, AssignAndAddAreTheStepsOfTheFold) {
   constexpr int64_t kNumel = 4224;
   const Sources sources = random_sources(3, kNumel, GetParam(), 20);
