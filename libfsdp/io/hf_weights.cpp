@@ -16,9 +16,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kSingleFile = "model.safetensors";
-constexpr std::string_view kIndexFile = "model.safetensors.index.json";
 constexpr std::string_view kSuffix = ".safetensors";
+constexpr std::string_view kIndexSuffix = ".safetensors.index.json";
 
 /// A weight_map may name files of its own directory only. (The file itself may be a symbolic link:
 /// the hub's cache keeps its blobs elsewhere.)
@@ -31,7 +30,7 @@ void check_shard_name(const std::string& name, const std::string& index_path) {
                        ", expected a plain file name that ends in .safetensors"));
 }
 
-[[noreturn]] void throw_no_weights(const std::string& directory) {
+[[noreturn]] void throw_no_weights(const std::string& directory, const std::string& stem) {
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(directory, ignored)) {
     const std::string extension = entry.path().extension().string();
@@ -42,7 +41,8 @@ void check_shard_name(const std::string& name, const std::string& index_path) {
             "the model once "
             "with Python: AutoModelForCausalLM.from_pretrained(dir).save_pretrained(new_dir)"));
   }
-  throw ModelError(cat(directory, ": neither ", kSingleFile, " nor ", kIndexFile, " is there",
+  throw ModelError(cat(directory, ": neither ", stem, kSuffix, " nor ", stem, kIndexSuffix,
+                       " is there",
                        fs::is_directory(directory, ignored) ? "" : " (no such directory)"));
 }
 
@@ -51,8 +51,8 @@ std::string join(const std::string& directory, std::string_view name) {
 }
 
 /// weight_map of the index: tensor -> file, every file present.
-std::map<std::string, std::string> read_weight_map(const std::string& directory) {
-  const std::string path = join(directory, kIndexFile);
+std::map<std::string, std::string> read_weight_map(const std::string& directory,
+                                                   const std::string& path) {
   std::map<std::string, std::string> weight_map;
   try {
     const Json map = Json::read(path)["weight_map"];
@@ -77,21 +77,23 @@ std::map<std::string, std::string> read_weight_map(const std::string& directory)
 
 }  // namespace
 
-HfWeights HfWeights::open(const std::string& directory) {
+HfWeights HfWeights::open(const std::string& directory, const std::string& stem) {
+  const std::string single = join(directory, stem + std::string(kSuffix));
+  const std::string index = join(directory, stem + std::string(kIndexSuffix));
   HfWeights weights;
   weights.directory_ = directory;
   std::map<std::string, std::string> weight_map;
-  if (fs::exists(join(directory, kSingleFile))) {
-    weights.files_.push_back(SafetensorsFile::open(join(directory, kSingleFile)));
-  } else if (fs::exists(join(directory, kIndexFile))) {
-    weight_map = read_weight_map(directory);
+  if (fs::exists(single)) {
+    weights.files_.push_back(SafetensorsFile::open(single));
+  } else if (fs::exists(index)) {
+    weight_map = read_weight_map(directory, index);
     std::set<std::string> names;
     for (const auto& [tensor, file] : weight_map) names.insert(file);
     for (const std::string& name : names) {
       weights.files_.push_back(SafetensorsFile::open(join(directory, name)));
     }
   } else {
-    throw_no_weights(directory);
+    throw_no_weights(directory, stem);
   }
   for (size_t f = 0; f < weights.files_.size(); ++f) {
     const auto& entries = weights.files_[f].entries();
@@ -106,8 +108,8 @@ HfWeights HfWeights::open(const std::string& directory) {
   for (const auto& [tensor, file] : weight_map) {
     const auto found = weights.find(tensor);
     if (found && found->file->path() == join(directory, file)) continue;
-    throw ModelError(cat(join(directory, kIndexFile), ": tensor '", tensor, "' is not in ", file,
-                         ", where the index puts it"));
+    throw ModelError(
+        cat(index, ": tensor '", tensor, "' is not in ", file, ", where the index puts it"));
   }
   return weights;
 }
@@ -159,11 +161,11 @@ std::vector<std::vector<size_t>> split_into_files(std::span<const TensorSpec> sp
   return files;
 }
 
-std::string shard_name(size_t i, size_t n) {
-  if (n == 1) return std::string(kSingleFile);
-  std::array<char, 64> name;
-  std::snprintf(name.data(), name.size(), "model-%05zu-of-%05zu.safetensors", i + 1, n);
-  return name.data();
+std::string shard_name(const std::string& stem, size_t i, size_t n) {
+  if (n == 1) return stem + std::string(kSuffix);
+  std::array<char, 64> number;
+  std::snprintf(number.data(), number.size(), "-%05zu-of-%05zu", i + 1, n);
+  return stem + number.data() + std::string(kSuffix);
 }
 
 /// Keys sorted and a final newline, as transformers writes it.
@@ -185,7 +187,8 @@ std::string index_text(std::span<const TensorSpec> specs, const HfWritePlan& pla
 
 }  // namespace
 
-HfWritePlan plan_hf_files(std::span<const TensorSpec> specs, int64_t max_shard_bytes) {
+HfWritePlan plan_hf_files(std::span<const TensorSpec> specs, int64_t max_shard_bytes,
+                          const std::string& stem) {
   if (max_shard_bytes < 1) throw ConfigError("the largest file size must be at least 1 byte");
   HfWritePlan plan;
   plan.places.resize(specs.size());
@@ -196,7 +199,7 @@ HfWritePlan plan_hf_files(std::span<const TensorSpec> specs, int64_t max_shard_b
       plan.places[i] = {f, members.size()};
       members.push_back(specs[i]);
     }
-    plan.files.push_back({shard_name(f, groups.size()), SafetensorsLayout::plan(members)});
+    plan.files.push_back({shard_name(stem, f, groups.size()), SafetensorsLayout::plan(members)});
     for (const TensorEntry& entry : plan.files.back().layout.entries)
       plan.total_bytes += entry.bytes;
   }
@@ -221,10 +224,11 @@ int64_t parse_bytes(std::string_view text) {
                         "' is not understood, expected a number and B, KB, MB, GB or TB, as 5GB"));
 }
 
-bool is_hf_weights_file(std::string_view name) {
-  if (name == kSingleFile || name == kIndexFile) return true;
-  // model-00001-of-00002.safetensors
-  constexpr std::string_view kPattern = "model-#####-of-#####.safetensors";
+bool is_hf_weights_file(std::string_view name, std::string_view stem) {
+  if (!name.starts_with(stem)) return false;
+  name.remove_prefix(stem.size());
+  if (name == kSuffix || name == kIndexSuffix) return true;
+  constexpr std::string_view kPattern = "-#####-of-#####.safetensors";
   return std::equal(name.begin(), name.end(), kPattern.begin(), kPattern.end(), [](char c, char p) {
     return p == '#' ? std::isdigit(static_cast<unsigned char>(c)) != 0 : c == p;
   });

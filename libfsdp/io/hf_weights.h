@@ -29,11 +29,11 @@ class HfWeights {
     const TensorEntry* entry;
   };
 
-  /// Opens model.safetensors, else the files of model.safetensors.index.json.
+  /// Opens <stem>.safetensors, else the files of <stem>.safetensors.index.json.
   /// Throws: ModelError when there is neither (with a hint when there are pickle files, which are
   /// never read), when a listed file is missing or its name is not a plain file name of this
   /// directory, when a tensor is in two files, or not in the file that the index says.
-  static HfWeights open(const std::string& directory);
+  static HfWeights open(const std::string& directory, const std::string& stem = "model");
 
   const std::string& directory() const { return directory_; }
   const std::vector<SafetensorsFile>& files() const { return files_; }
@@ -64,7 +64,7 @@ struct HfWritePlan {
   std::vector<ShardFile> files;
   std::vector<Place> places;
   std::string
-      index_json;  ///< Contents of model.safetensors.index.json; empty when one file holds all.
+      index_json;  ///< Contents of <stem>.safetensors.index.json; empty when one file holds all.
   int64_t total_bytes = 0;
 };
 
@@ -72,13 +72,14 @@ struct HfWritePlan {
 /// would exceed `max_shard_bytes`, a file of its own for a tensor that alone exceeds it. Throws:
 /// ConfigError for repeated names, overflowing shapes, or max_shard_bytes < 1.
 HfWritePlan plan_hf_files(std::span<const TensorSpec> specs,
-                          int64_t max_shard_bytes = kDefaultMaxShardBytes);
+                          int64_t max_shard_bytes = kDefaultMaxShardBytes,
+                          const std::string& stem = "model");
 
 /// "5GB" -> 5'000'000'000; units B, KB, MB, GB, TB, decimal, any case. Throws: ConfigError.
 int64_t parse_bytes(std::string_view text);
 
-/// Is this `model.safetensors`, `model-0000i-of-0000n.safetensors` or the index: a file that a save
-/// replaces?
-bool is_hf_weights_file(std::string_view file_name);
+/// Is this `model.safetensors`, `model-0000i-of-0000n.safetensors` or the index (or those of
+/// another stem): a file that a save replaces?
+bool is_hf_weights_file(std::string_view file_name, std::string_view stem = "model");
 
 }  // namespace fsdp::io

@@ -94,7 +94,7 @@ TEST(LoadSlicesTest, RefusesUnknownTensorsIntegersAndRangesOutside) {
   io::write_safetensors(dir / "model.safetensors", specs, data);
   const TensorSlice slice{"i", 0, 1, 0};
   EXPECT_ERROR(load_slices(io::HfWeights::open(dir.path()), std::span(&slice, 1), sink), ModelError,
-               "'i' is I32, expected a floating type");
+               "1 tensors of another type: i I32 instead of float32");
 }
 
 TEST(CheckNamesTest, ListsEverythingThatIsWrongAtOnce) {
