@@ -91,6 +91,10 @@ void File::give_name() {
 
 File File::open_write(const std::string& path) { return File(path, open_for_write(path, 0)); }
 
+File File::create_or_open(const std::string& path) {
+  return File(path, open_for_write(path, O_CREAT | O_NOFOLLOW));
+}
+
 File::File(File&& other) noexcept
     : path_(std::move(other.path_)),
       descriptor_(std::exchange(other.descriptor_, -1)),
@@ -135,17 +139,22 @@ void File::write_at(int64_t offset, std::span<const std::byte> data) const {
   }
 }
 
+// Not posix_fallocate: where the file system cannot reserve blocks, the C library writes zeros over
+// what another process may have written in the meantime.
 void File::allocate(int64_t bytes) const {
+  int code = 0;
   if (bytes > 0) {
-    int code;
     do {
-      code = ::posix_fallocate(descriptor_, 0, bytes);
+      code = ::fallocate(descriptor_, 0, 0, bytes) == 0 ? 0 : errno;
     } while (code == EINTR);
-    if (code != 0 && code != EOPNOTSUPP && code != EINVAL) {
+    if (code != 0 && code != EOPNOTSUPP && code != ENOSYS && code != EINVAL) {
       throw_write_error(cat(path_, ": reserve ", bytes, " bytes"), code);
     }
   }
-  if (::ftruncate(descriptor_, bytes) != 0) throw_write_error(cat(path_, ": set size"), errno);
+  do {
+    code = ::ftruncate(descriptor_, bytes) == 0 ? 0 : errno;
+  } while (code == EINTR);
+  if (code != 0) throw_write_error(cat(path_, ": set size"), code);
 }
 
 void File::sync() const {

@@ -23,6 +23,9 @@ class File {
   /// other cause.
   static File create(const std::string& path);
   static File open_write(const std::string& path);
+  /// Opens a file for reading and writing, and makes it if nobody has yet; never follows a symbolic
+  /// link. For files that several processes write parts of. Throws as create.
+  static File create_or_open(const std::string& path);
   /// As create, but the file has no name until give_name(): a process that is killed leaves
   /// nothing. Where that cannot be (not every file system can) it is made with its name at once.
   static File create_unnamed(const std::string& path);
@@ -49,8 +52,9 @@ class File {
   /// Writes all of `data` at `offset`. Throws: HostResourceError naming path and offset.
   void write_at(int64_t offset, std::span<const std::byte> data) const;
 
-  /// Gives the file `bytes` bytes and the disk blocks for them, so that a full disk shows now.
-  /// Throws: HostResourceError.
+  /// Gives the file `bytes` bytes and the disk blocks for them (where the file system can), so that
+  /// a full disk shows now. What is written already stays: processes that write parts of one file
+  /// may each call it. Throws: HostResourceError.
   void allocate(int64_t bytes) const;
 
   /// Brings the contents to the disk. Throws: HostResourceError.

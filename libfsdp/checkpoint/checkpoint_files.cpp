@@ -1,0 +1,290 @@
+#include "libfsdp/checkpoint/checkpoint_files.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <filesystem>
+#include <random>
+#include <system_error>
+#include <utility>
+
+#include "libfsdp/base/error.h"
+#include "libfsdp/base/log.h"
+#include "libfsdp/io/file.h"
+
+namespace fsdp::checkpoint {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kCheckpointPrefix = "checkpoint-";
+constexpr std::string_view kTemporaryPrefix = ".tmp-checkpoint-";
+constexpr std::string_view kRemovedPrefix = ".tmp-removed-";
+constexpr std::string_view kLatestPrefix = ".tmp-latest-";
+constexpr std::string_view kOldPrefix = ".old-checkpoint-";
+
+[[noreturn]] void fail(const std::string& what, int code) {
+  const std::string text = cat("[checkpoint] ", what, ": ", std::generic_category().message(code));
+  if (code == EACCES || code == EPERM || code == EROFS || code == ENOTDIR || code == ENOENT)
+    throw ConfigError(text);
+  throw HostResourceError(text);
+}
+
+std::string nonce() {
+  std::random_device device;
+  std::array<char, 17> text;
+  std::snprintf(text.data(), text.size(), "%08x%08x", static_cast<unsigned>(device()),
+                static_cast<unsigned>(device()));
+  return text.data();
+}
+
+std::optional<int64_t> number_of(std::string_view digits) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+  if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
+  // "007" and "-7" are not what checkpoint_name() makes.
+  if (value < 0 || std::to_string(value) != digits) return std::nullopt;
+  return value;
+}
+
+bool cannot(int code) { return code == EINVAL || code == ENOSYS || code == EOPNOTSUPP; }
+
+/// False if `to` exists.
+bool rename_unless_taken(const std::string& from, const std::string& to) {
+  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return true;
+  int code = errno;
+  if (cannot(code)) {  // Over a checkpoint, which is not empty, a plain rename fails too.
+    if (name_exists(to)) return false;
+    if (::rename(from.c_str(), to.c_str()) == 0) return true;
+    code = errno;
+  }
+  if (code == EEXIST || code == ENOTEMPTY) return false;
+  fail(cat(from, ": rename to ", to), code);
+}
+
+void remove_tree_quietly(const std::string& path) noexcept {
+  try {
+    std::error_code error;
+    fs::remove_all(path, error);
+    if (error) log::warning(cat("[checkpoint] ", path, ": cannot be removed: ", error.message()));
+  } catch (...) {
+    log::warning("[checkpoint] a temporary directory cannot be removed: out of memory");
+  }
+}
+
+bool is_leftover(std::string_view name) {
+  return name.starts_with(kTemporaryPrefix) || name.starts_with(kRemovedPrefix) ||
+         name.starts_with(kLatestPrefix);
+}
+
+}  // namespace
+
+std::string checkpoint_name(int64_t step) { return cat(kCheckpointPrefix, step); }
+
+std::optional<int64_t> step_of_name(std::string_view name) {
+  if (!name.starts_with(kCheckpointPrefix)) return std::nullopt;
+  return number_of(name.substr(kCheckpointPrefix.size()));
+}
+
+std::optional<int64_t> step_of_old_name(std::string_view name) {
+  if (!name.starts_with(kOldPrefix)) return std::nullopt;
+  name.remove_prefix(kOldPrefix.size());
+  return number_of(name.substr(0, name.find('-')));
+}
+
+std::vector<std::string> names_in(const std::string& directory) {
+  std::vector<std::string> names;
+  std::error_code error;
+  fs::directory_iterator entry(directory, error);
+  for (; !error && entry != fs::directory_iterator(); entry.increment(error))
+    names.push_back(entry->path().filename().string());
+  if (error) fail(cat(directory, ": cannot list the directory"), error.value());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+bool name_exists(const std::string& path) {
+  struct stat status;
+  return ::lstat(path.c_str(), &status) == 0;
+}
+
+void make_directory(const std::string& path) {
+  if (::mkdir(path.c_str(), 0755) == 0) return;
+  const int code = errno;
+  struct stat status;
+  if (code == EEXIST && ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) return;
+  fail(cat(path, ": cannot make the directory"), code == EEXIST ? ENOTDIR : code);
+}
+
+void make_directories(const std::string& path) {
+  struct stat status;
+  if (::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) return;
+  const std::string parent = io::parent_directory(path);
+  if (parent != path) make_directories(parent);
+  make_directory(path);
+  io::sync_directory(parent);
+}
+
+std::optional<Claim> Claim::take(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (descriptor < 0) return std::nullopt;
+  Claim claim(descriptor);
+  if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) return std::nullopt;
+  // Whoever had it before may have removed it in the meantime.
+  struct stat locked;
+  struct stat named;
+  if (::fstat(descriptor, &locked) != 0 || ::lstat(path.c_str(), &named) != 0 ||
+      locked.st_ino != named.st_ino || locked.st_dev != named.st_dev) {
+    return std::nullopt;
+  }
+  return claim;
+}
+
+Claim::Claim(Claim&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
+
+Claim& Claim::operator=(Claim&& other) noexcept {
+  std::swap(descriptor_, other.descriptor_);
+  return *this;
+}
+
+Claim::~Claim() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+TemporaryCheckpoint::TemporaryCheckpoint(std::string parent, int64_t step)
+    : parent_(std::move(parent)),
+      name_(cat(kTemporaryPrefix, step, "-", nonce())),
+      path_(cat(parent_, "/", name_)) {
+  if (::mkdir(path_.c_str(), 0755) != 0) fail(cat(path_, ": cannot make the directory"), errno);
+  auto claim = Claim::take(path_);
+  if (claim) claim_ = std::move(*claim);
+  // No claim: the file system knows no locks, and then nobody else gets one either.
+}
+
+TemporaryCheckpoint::~TemporaryCheckpoint() { remove(); }
+
+void TemporaryCheckpoint::remove() noexcept {
+  if (published_ || path_.empty()) return;
+  remove_tree_quietly(path_);
+  path_.clear();
+}
+
+void TemporaryCheckpoint::publish(const std::string& name, bool overwrite) {
+  const std::string final_path = cat(parent_, "/", name);
+  if (overwrite && name_exists(final_path)) {
+    exchange_names(final_path);
+  } else {
+    take_name(final_path);
+  }
+}
+
+void TemporaryCheckpoint::take_name(const std::string& final_path) {
+  if (!rename_unless_taken(path_, final_path)) {
+    throw ConfigError(cat("[checkpoint] ", final_path, " exists already and is not overwritten"));
+  }
+  published_ = true;
+  try {
+    io::sync_directory(parent_);
+  } catch (...) {
+    // Without this sync nobody knows which name would survive a power loss: there is no checkpoint.
+    published_ = ::rename(final_path.c_str(), path_.c_str()) != 0;
+    throw;
+  }
+}
+
+void TemporaryCheckpoint::exchange_names(const std::string& final_path) {
+  const auto old_claim = Claim::take(final_path);  // It gets a temporary name in a moment.
+  const std::string old_path = cat(parent_, "/", kOldPrefix, name_.substr(kTemporaryPrefix.size()));
+  const auto exchange = [&] {
+    return ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, final_path.c_str(), RENAME_EXCHANGE);
+  };
+  if (exchange() == 0) {
+    try {
+      io::sync_directory(parent_);
+    } catch (...) {
+      published_ = exchange() != 0;
+      throw;
+    }
+    return;  // The old checkpoint is at path_ now, and removed with this object.
+  }
+  if (!cannot(errno)) fail(cat(path_, ": exchange with ", final_path), errno);
+  // Between these renames both are whole: the old one has its step in its name, and whoever comes
+  // next restores it.
+  if (::rename(final_path.c_str(), old_path.c_str()) != 0)
+    fail(cat(final_path, ": rename to ", old_path), errno);
+  try {
+    take_name(final_path);
+  } catch (...) {
+    ::rename(old_path.c_str(), final_path.c_str());
+    throw;
+  }
+  remove_tree_quietly(old_path);
+}
+
+void remove_checkpoint(const std::string& parent, const std::string& name) {
+  const std::string path = cat(parent, "/", name);
+  const auto claim = Claim::take(path);
+  const std::string removed = cat(parent, "/", kRemovedPrefix, name, "-", nonce());
+  if (::rename(path.c_str(), removed.c_str()) != 0) {
+    if (errno == ENOENT) return;
+    fail(cat(path, ": rename to ", removed), errno);
+  }
+  io::sync_directory(parent);
+  remove_tree_quietly(removed);
+}
+
+void write_latest(const std::string& parent, const std::string& name) {
+  const std::string temporary = cat(parent, "/", kLatestPrefix, nonce());
+  try {
+    const io::File file = io::File::create(temporary);
+    const auto claim = Claim::take(temporary);
+    const std::string text = cat(name, "\n");
+    file.write_at(0, std::as_bytes(std::span(text.data(), text.size())));
+    file.sync();
+    io::rename_file(temporary, cat(parent, "/", kLatestFile));
+  } catch (...) {
+    ::unlink(temporary.c_str());
+    throw;
+  }
+  io::sync_directory(parent);
+}
+
+std::optional<std::string> read_latest(const std::string& parent) {
+  const std::string path = cat(parent, "/", kLatestFile);
+  if (!name_exists(path)) return std::nullopt;
+  try {
+    std::string name = io::read_text(path, 256);
+    while (!name.empty() && (name.back() == '\n' || name.back() == '\r')) name.pop_back();
+    if (step_of_name(name)) return name;
+  } catch (const Error&) {
+    // A hint that cannot be read is no hint.
+  }
+  return std::nullopt;
+}
+
+std::vector<std::string> remove_leftovers(const std::string& parent) {
+  std::vector<std::string> gone;
+  for (const std::string& name : names_in(parent)) {
+    const auto old_step = step_of_old_name(name);
+    if (!is_leftover(name) && !old_step) continue;
+    const std::string path = cat(parent, "/", name);
+    const auto claim = Claim::take(path);
+    if (!claim) continue;
+    if (old_step && rename_unless_taken(path, cat(parent, "/", checkpoint_name(*old_step)))) {
+      io::sync_directory(parent);
+      continue;
+    }
+    remove_tree_quietly(path);
+    gone.push_back(name);
+  }
+  return gone;
+}
+
+}  // namespace fsdp::checkpoint

@@ -1,0 +1,134 @@
+#include "libfsdp/checkpoint/checkpoint_list.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include "libfsdp/base/error.h"
+#include "libfsdp/base/log.h"
+#include "libfsdp/checkpoint/checkpoint_files.h"
+#include "libfsdp/checkpoint/verdict.h"
+#include "libfsdp/checkpoint/verify.h"
+
+namespace fsdp::checkpoint {
+namespace {
+
+void check_size(const std::string& checkpoint, const std::string& file, int64_t bytes) {
+  const std::string path = cat(checkpoint, "/", file);
+  struct stat status;
+  if (::stat(path.c_str(), &status) != 0) {
+    throw ModelError(cat("[checkpoint] ", path, ": ", std::generic_category().message(errno)));
+  }
+  if (!S_ISREG(status.st_mode)) throw ModelError(cat("[checkpoint] ", path, ": not a file"));
+  if (status.st_size != bytes) {
+    throw ModelError(cat("[checkpoint] ", path, ": ", status.st_size, " bytes, expected ", bytes));
+  }
+}
+
+io::Json as_json(const std::vector<CheckpointEntry>& entries,
+                 const std::vector<SkippedCheckpoint>& skipped) {
+  io::Json::Array whole;
+  for (const auto& entry : entries) {
+    whole.push_back(io::Json::object({{"step", entry.step}, {"path", entry.path}}));
+  }
+  io::Json::Array broken;
+  for (const auto& one : skipped) {
+    broken.push_back(io::Json::object({{"path", one.path}, {"why", one.why}}));
+  }
+  return io::Json::object({{"entries", io::Json(whole)}, {"skipped", io::Json(broken)}});
+}
+
+}  // namespace
+
+CheckpointList::CheckpointList(std::string output_directory)
+    : output_directory_(std::move(output_directory)) {
+  if (!name_exists(output_directory_)) return;
+  const std::vector<std::string> names = names_in(output_directory_);
+  for (const std::string& name : names) {
+    if (const auto step = step_of_name(name)) consider(name, *step);
+  }
+  // An old one that was losing its name to a new one when the run died.
+  for (const std::string& name : names) {
+    const auto step = step_of_old_name(name);
+    if (!step) continue;
+    const bool replaced = std::any_of(entries_.begin(), entries_.end(),
+                                      [&](const auto& entry) { return entry.step == *step; });
+    if (!replaced) consider(name, *step);
+  }
+  std::sort(entries_.begin(), entries_.end(),
+            [](const auto& a, const auto& b) { return a.step < b.step; });
+}
+
+void CheckpointList::consider(const std::string& name, int64_t step) {
+  const std::string path = cat(output_directory_, "/", name);
+  try {
+    const Manifest manifest = read_checked_manifest(path);
+    if (manifest.step != step) {
+      throw ModelError(cat("[checkpoint] ", path, "/", kManifestFile, ": written at step ",
+                           manifest.step, ", not ", step));
+    }
+    entries_.push_back({step, path});
+  } catch (const ModelError& error) {
+    skipped_.push_back({path, error.what()});
+  }
+}
+
+// The ranks may have looked at different instants.
+void CheckpointList::share_list(comm::Communicator& comm) {
+  std::string text = comm.rank() == 0 ? as_json(entries_, skipped_).dump() : "";
+  auto bytes = static_cast<int64_t>(text.size());
+  comm.broadcast(&bytes, sizeof bytes, 0, comm::make_tag("checkpoint list"));
+  text.resize(static_cast<size_t>(bytes));
+  comm.broadcast(text.data(), text.size(), 0, comm::make_tag("checkpoint list"));
+  const io::Json document = io::Json::parse(text, "list of checkpoints");
+  entries_.clear();
+  skipped_.clear();
+  for (const io::Json& entry : document["entries"].elements())
+    entries_.push_back({entry.get<int64_t>("step"), entry.get<std::string>("path")});
+  for (const io::Json& one : document["skipped"].elements())
+    skipped_.push_back({one.get<std::string>("path"), one.get<std::string>("why")});
+}
+
+std::optional<CheckpointEntry> CheckpointList::newest_whole(comm::Communicator& comm) {
+  share_list(comm);
+  Verdict verdict(comm);
+  while (!entries_.empty()) {
+    const CheckpointEntry entry = entries_.back();
+    Outcome outcome;
+    outcome.run([&] {
+      const VerifyReport report = verify(entry.path, {comm.rank(), comm.size()});
+      if (!report.whole()) throw ModelError(report.damages.front().text());
+    });
+    const auto outcomes = verdict.exchange(outcome, "verify checkpoint");
+    const auto failed = std::find_if(outcomes.begin(), outcomes.end(),
+                                     [](const Outcome& one) { return one.failed(); });
+    if (failed == outcomes.end()) return entry;
+    skipped_.push_back({entry.path, failed->text});
+    entries_.pop_back();
+  }
+  return std::nullopt;
+}
+
+Manifest read_checked_manifest(const std::string& checkpoint) {
+  Manifest manifest = read_manifest(checkpoint);
+  for (const FileBytes& file : manifest.files) check_size(checkpoint, file.file, file.bytes);
+  for (const RangeList& list : manifest.lists) check_size(checkpoint, list.file, list.bytes);
+  return manifest;
+}
+
+void remove_older_checkpoints(const std::string& output_directory, int64_t new_step,
+                              int64_t best_step, int64_t limit) {
+  const CheckpointList list(output_directory);
+  auto left = static_cast<int64_t>(list.entries().size());
+  for (const CheckpointEntry& entry : list.entries()) {
+    if (left <= limit) break;
+    if (entry.step == new_step || entry.step == best_step) continue;
+    remove_checkpoint(output_directory, checkpoint_name(entry.step));
+    --left;
+  }
+}
+
+}  // namespace fsdp::checkpoint
