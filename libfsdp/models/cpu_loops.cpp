@@ -235,25 +235,39 @@ FSDP_INLINE void weights_backward_body(float* scores, float* dp, int64_t stride,
   }
 }
 
+template <class T>
+FSDP_INLINE void softmax_body(T* logits, int64_t n, float most, float scale) {
+  for_lanes(
+      n, [&](int64_t i) FSDP_INLINED { store(logits + i, exp(load(logits + i) - most) * scale); },
+      [&](int64_t i, int64_t count) FSDP_INLINED {
+        store_some(logits + i, exp(load_some(logits + i, count) - most) * scale, count);
+      });
+}
+
 /// The exponentials are computed again for the gradient: cheaper than a pass over memory, and exact
 /// for bfloat16.
 template <class T>
-FSDP_INLINE double token_loss_body(T* logits, int64_t n, int64_t target, bool gradient) {
-  const float most = row_max(logits, n);
-  const float of_target = load_some(logits + target, 1)[0];
-  const float sum = exp_row<false>(logits, n, most);
-  if (gradient) {
-    const float scale = 1.0F / sum;
-    for_lanes(
-        n, [&](int64_t i) FSDP_INLINED { store(logits + i, exp(load(logits + i) - most) * scale); },
-        [&](int64_t i, int64_t count) FSDP_INLINED {
-          store_some(logits + i, exp(load_some(logits + i, count) - most) * scale, count);
-        });
-    const float p = std::exp(of_target - most) * scale;
-    store_some(logits + target, splat(p - 1.0F), 1);
+FSDP_INLINE double token_loss_body(T* const* parts, int64_t width, int64_t n, int64_t target,
+                                   bool gradient) {
+  const auto numel = [&](int64_t at) { return width < n - at ? width : n - at; };
+  float most = -std::numeric_limits<float>::infinity();
+  for (int64_t at = 0, i = 0; at < n; at += width, ++i) {
+    const float of_part = row_max(parts[i], numel(at));
+    most = of_part > most ? of_part : most;
   }
-  return std::log(static_cast<double>(sum)) + static_cast<double>(most) -
-         static_cast<double>(of_target);
+  double sum = 0;
+  for (int64_t at = 0, i = 0; at < n; at += width, ++i)
+    sum += static_cast<double>(exp_row<false>(parts[i], numel(at), most));
+  T* const place = parts[target / width] + target % width;
+  const float of_target = load_some(place, 1)[0];
+  if (gradient) {
+    const float scale = 1.0F / static_cast<float>(sum);
+    for (int64_t at = 0, i = 0; at < n; at += width, ++i)
+      softmax_body(parts[i], numel(at), most, scale);
+    const float p = std::exp(of_target - most) * scale;
+    store_some(place, splat(p - 1.0F), 1);
+  }
+  return std::log(sum) + static_cast<double>(most) - static_cast<double>(of_target);
 }
 
 }  // namespace
@@ -295,8 +309,9 @@ FSDP_INLINE double token_loss_body(T* logits, int64_t n, int64_t target, bool gr
     store_scaled_body(from, scale, rows, width, to, stride);                                       \
   }                                                                                                \
   template <>                                                                                      \
-  FSDP_CPU_CLONES double token_loss(T* logits, int64_t n, int64_t target, bool gradient) {         \
-    return token_loss_body(logits, n, target, gradient);                                           \
+  FSDP_CPU_CLONES double token_loss(T* const* parts, int64_t width, int64_t n, int64_t target,     \
+                                    bool gradient) {                                               \
+    return token_loss_body(parts, width, n, target, gradient);                                     \
   }
 FSDP_FOR_TYPE(float)
 FSDP_FOR_TYPE(uint16_t)

@@ -61,10 +61,10 @@ void store_scaled_rows(const float* from, const float* scale, int64_t rows, int6
 void attention_weights_backward(float* scores, float* dp, int64_t stride, int64_t rows,
                                 int64_t columns, const float* log_sum, const float* dot);
 
-/// The negative log likelihood of `target` under softmax(logits [n]). With `gradient`, logits
-/// become its gradient.
+/// The negative log likelihood of `target` under the softmax of n logits, which lie in parts of
+/// `width`, the last one shorter. With `gradient`, logits become its gradient.
 template <class T>
-double token_loss(T* logits, int64_t n, int64_t target, bool gradient);
+double token_loss(T* const* parts, int64_t width, int64_t n, int64_t target, bool gradient);
 
 /// One query against `count` cached keys and values [count, width]: out [width] = softmax(q k^T) v.
 /// `scores` has room for `count` numbers. The query is scaled already.

@@ -31,8 +31,7 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kLogitsBytes = int64_t{64} << 20;
 constexpr int64_t kMinRows = 64;
-constexpr int64_t kVocabularyBlock =
-    6144;  // Products over a larger part of the vocabulary fall out of the cache.
+constexpr int64_t kVocabularyPart = 6144;
 
 int64_t rows_per_block(int64_t vocabulary) {
   const int64_t fitting = kLogitsBytes / (vocabulary * static_cast<int64_t>(sizeof(float)));
@@ -50,23 +49,46 @@ void check_targets(const Tensor& targets, int64_t vocabulary) {
   }
 }
 
-/// Losses of one block summed; logits [R, V] become their gradient if `gradient`.
-Tensor losses_on_cpu(Tensor& logits, const Tensor& targets, bool gradient) {
-  const int64_t rows = logits.size(0), vocabulary = logits.size(1);
+// Note [Logits in parts] Logits of R rows are tensors [R, up to kVocabularyPart]: products over
+// more of the vocabulary fall out of the cache, and one large buffer leaves a hole in the heap that
+// it does not fit into again once something small has been kept there.
+using Logits = std::vector<Tensor>;
+
+Logits empty_logits(int64_t rows, int64_t vocabulary, const Tensor& hidden) {
+  Logits parts;
+  const int64_t width = on_fused_cpu(hidden) ? kVocabularyPart : vocabulary;
+  for (int64_t at = 0; at < vocabulary; at += width)
+    parts.push_back(at::empty({rows, std::min(width, vocabulary - at)}, hidden.options()));
+  return parts;
+}
+
+Logits first_rows(const Logits& logits, int64_t rows) {
+  Logits parts;
+  for (const Tensor& part : logits) parts.push_back(part.narrow(0, 0, rows));
+  return parts;
+}
+
+/// Losses of some rows summed; the logits become their gradient if `gradient`.
+Tensor losses_on_cpu(const Logits& logits, const Tensor& targets, int64_t vocabulary,
+                     bool gradient) {
+  const int64_t rows = targets.numel(), width = logits[0].size(1);
   std::vector<double> losses(static_cast<size_t>(rows));
-  for_cpu_type(logits, [&](auto tag) {
+  for_cpu_type(logits[0], [&](auto tag) {
     using T = decltype(tag);
     at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        losses[static_cast<size_t>(row)] = token_loss(out<T>(logits) + row * vocabulary, vocabulary,
-                                                      in<int64_t>(targets)[row], gradient);
+      std::vector<T*> row;
+      for (const Tensor& part : logits) row.push_back(out<T>(part) + begin * part.size(1));
+      for (int64_t r = begin; r < end; ++r) {
+        losses[static_cast<size_t>(r)] =
+            token_loss(row.data(), width, vocabulary, in<int64_t>(targets)[r], gradient);
+        for (size_t i = 0; i < row.size(); ++i) row[i] += logits[i].size(1);
       }
     });
   });
   return at::scalar_tensor(std::accumulate(losses.begin(), losses.end(), 0.0), at::kDouble);
 }
 
-Tensor losses_composed(Tensor& logits, const Tensor& targets, bool gradient) {
+Tensor losses_composed(const Tensor& logits, const Tensor& targets, bool gradient) {
   const Tensor wide = logits.scalar_type() == at::kDouble ? logits : logits.to(at::kFloat);
   const Tensor log_sum = at::logsumexp(wide, {1}), places = targets.unsqueeze(1);
   const Tensor loss = (log_sum - wide.gather(1, places).squeeze(1)).sum(at::kDouble);
@@ -84,32 +106,34 @@ struct LossAndGrads {
   Tensor d_weight;  // [V, D]
 };
 
-/// One block of rows: h [R, D]. The vocabulary is walked in blocks too, for the cache.
-class Block {
+/// Some rows h [R, D] and the vocabulary's weight [V, D].
+class Head {
  public:
-  Block(const Tensor& h, const Tensor& weight, bool first)
-      : h_(h), weight_(weight), first_(first) {}
+  Head(const Tensor& h, const Tensor& weight) : h_(h), weight_(weight) {}
 
-  void project(Tensor& logits) const {
-    walk([&](int64_t at, int64_t n) {
-      Tensor part = logits.narrow(1, at, n);
-      at::mm_out(part, h_, weight_.narrow(0, at, n).t());
-    });
+  /// Losses summed; logits become their gradient if `gradient`.
+  Tensor losses(const Logits& logits, const Tensor& targets, bool gradient) const {
+    walk(logits,
+         [&](int64_t, Tensor part, const Tensor& weight) { at::mm_out(part, h_, weight.t()); });
+    return on_fused_cpu(h_) ? losses_on_cpu(logits, targets, weight_.size(0), gradient)
+                            : losses_composed(logits[0], targets, gradient);
   }
-  void add_gradients(const Tensor& d_logits, Tensor d_rows, Tensor d_weight) const {
-    walk([&](int64_t at, int64_t n) {
-      const Tensor part = d_logits.narrow(1, at, n);
-      if (d_rows.defined()) accumulate(d_rows, part, weight_.narrow(0, at, n), at == 0);
-      if (d_weight.defined()) accumulate(d_weight.narrow(0, at, n), part.t(), h_, first_);
+  /// d_weight is replaced if `fresh`, else added to.
+  void add_gradients(const Logits& d_logits, Tensor d_rows, Tensor d_weight, bool fresh) const {
+    walk(d_logits, [&](int64_t at, const Tensor& part, const Tensor& weight) {
+      if (d_rows.defined()) accumulate(d_rows, part, weight, at == 0);
+      if (d_weight.defined()) accumulate(d_weight.narrow(0, at, part.size(1)), part.t(), h_, fresh);
     });
   }
 
  private:
   template <class F>
-  void walk(F&& body) const {
-    const int64_t vocabulary = weight_.size(0);
-    for (int64_t at = 0; at < vocabulary; at += kVocabularyBlock)
-      body(at, std::min(kVocabularyBlock, vocabulary - at));
+  void walk(const Logits& logits, F&& body) const {
+    int64_t at = 0;
+    for (const Tensor& part : logits) {
+      body(at, part, weight_.narrow(0, at, part.size(1)));
+      at += part.size(1);
+    }
   }
   static void accumulate(Tensor to, const Tensor& a, const Tensor& b, bool fresh) {
     if (fresh) {
@@ -120,7 +144,6 @@ class Block {
   }
 
   const Tensor &h_, &weight_;
-  bool first_;
 };
 
 LossAndGrads run_blocks(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
@@ -131,26 +154,24 @@ LossAndGrads run_blocks(const Tensor& hidden, const Tensor& weight, const Tensor
   LossAndGrads result{at::scalar_tensor(0.0, hidden.options().dtype(at::kDouble)), {}, {}};
   if (need_hidden) result.d_rows = at::empty_like(hidden);
   if (need_weight) result.d_weight = count > 0 ? at::empty_like(weight) : at::zeros_like(weight);
-  Tensor buffer = at::empty({block_rows, weight.size(0)}, hidden.options());
+  const Logits buffer = empty_logits(block_rows, weight.size(0), hidden);
   for (int64_t row = 0; row < count; row += block_rows) {
     const int64_t n = std::min(block_rows, count - row);
     const Tensor h = hidden.narrow(0, row, n), labels = targets.narrow(0, row, n);
-    const Block block(h, weight, row == 0);
-    Tensor logits = buffer.narrow(0, 0, n);
-    block.project(logits);
-    result.loss += on_fused_cpu(logits) ? losses_on_cpu(logits, labels, gradient)
-                                        : losses_composed(logits, labels, gradient);
+    const Head head(h, weight);
+    const Logits logits = first_rows(buffer, n);
+    result.loss += head.losses(logits, labels, gradient);
     if (gradient)
-      block.add_gradients(logits, need_hidden ? result.d_rows.narrow(0, row, n) : Tensor(),
-                          result.d_weight);
+      head.add_gradients(logits, need_hidden ? result.d_rows.narrow(0, row, n) : Tensor(),
+                         result.d_weight, row == 0);
   }
   return result;
 }
 
-Tensor take(AutogradContext* ctx, const char* name) {
+c10::IValue take(AutogradContext* ctx, const char* name) {
   const auto found = ctx->saved_data.find(name);
   check(found != ctx->saved_data.end(), "a loss can go backward only once");
-  Tensor result = found->second.toTensor();
+  c10::IValue result = std::move(found->second);
   ctx->saved_data.erase(found);
   return result;
 }
@@ -162,14 +183,11 @@ class SmallCrossEntropy : public torch::autograd::Function<SmallCrossEntropy> {
   static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
                         const Tensor& rows, const Tensor& targets) {
     const Tensor h = hidden.index_select(0, rows);
-    Tensor logits = at::empty({h.size(0), weight.size(0)}, h.options());
-    const Block block(h, weight, true);
-    block.project(logits);
-    const Tensor loss = on_fused_cpu(logits) ? losses_on_cpu(logits, targets, true)
-                                             : losses_composed(logits, targets, true);
+    const Logits logits = empty_logits(h.size(0), weight.size(0), h);
+    const Tensor loss = Head(h, weight).losses(logits, targets, true);
     ctx->save_for_backward({h, weight, rows});
-    ctx->saved_data["d_logits"] =
-        logits;  // Not a saved variable: backward frees it when it is done.
+    // Not saved variables: backward frees them when it is done.
+    ctx->saved_data["d_logits"] = logits;
     ctx->saved_data["tokens"] = hidden.size(0);
     return loss.to(hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   }
@@ -177,19 +195,21 @@ class SmallCrossEntropy : public torch::autograd::Function<SmallCrossEntropy> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &h = saved[0], &weight = saved[1], &rows = saved[2];
-    Tensor d_logits = take(ctx, "d_logits");
+    const Logits d_logits = take(ctx, "d_logits").toTensorVector();
     const bool unit = grads[0].device().is_cpu() && grads[0].item<double>() == 1.0;
-    if (!unit) d_logits.mul_(grads[0].to(d_logits.scalar_type()));
+    if (!unit) {
+      for (const Tensor& part : d_logits) part.mul_(grads[0].to(part.scalar_type()));
+    }
     Tensor d_rows = ctx->needs_input_grad(0) ? at::empty_like(h) : Tensor();
     Tensor d_weight;
     bool fresh = true;
     std::optional<GradientPlace> place;
     if (ctx->needs_input_grad(1)) {
-      place = gradient_place(weight, d_logits.scalar_type());
+      place = gradient_place(weight, h.scalar_type());
       d_weight = place ? place->tensor : at::empty_like(weight);
       fresh = !place || !place->accumulate;
     }
-    Block(h, weight, fresh).add_gradients(d_logits, d_rows, d_weight);
+    Head(h, weight).add_gradients(d_logits, d_rows, d_weight, fresh);
     Tensor d_hidden;
     if (d_rows.defined()) {
       d_hidden = at::zeros({ctx->saved_data["tokens"].toInt(), d_rows.size(1)}, d_rows.options());
@@ -228,8 +248,8 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const Tensor rows = ctx->get_saved_variables()[0];
-    const Tensor d_rows = take(ctx, "d_rows");
-    Tensor d_weight = take(ctx, "d_weight");
+    const Tensor d_rows = take(ctx, "d_rows").toTensor();
+    Tensor d_weight = take(ctx, "d_weight").toTensor();
     // The usual case, the gradient of the loss itself, costs no pass over d(weight).
     const bool unit = grads[0].device().is_cpu() && grads[0].item<double>() == 1.0;
     const auto scaled = [&](const Tensor& t) {
