@@ -40,7 +40,11 @@ Executor::Executor(plan::Layout layout, plan::Placement placement,
   check(placement_.mesh.size() == comm_->size(), "the mesh and the communicator differ in size");
   shard_group_ = placement_.mesh.shard_group(comm_->rank());
   world_ = placement_.mesh.world();
+  replica_group_ = placement_.mesh.replica_group(comm_->rank());
   contents_.resize(storage_.slots().slot_bytes.size());
+  staged_.resize(storage_.slots().stage_bytes.size());
+  stage_readers_.resize(staged_.size());
+  sums_in_stage_.assign(storage_.slots().gradient_stage_bytes.size(), -1);
   open_.assign(layout.units.size(), 0);
   claimed_.assign(layout.units.size(), 0);
   begun_.assign(layout.units.size(), 0);
@@ -59,10 +63,10 @@ Executor::Executor(plan::Layout layout, plan::Placement placement,
   for (size_t b = 0; b < layout.buckets.size(); ++b) {
     const plan::Bucket& bucket = layout.buckets[b];
     arrived_.emplace_back(bucket.segments.size(), uint8_t{0});
-    optimizers_.push_back(
-        bucket.trainable
-            ? optim::make_optimizer(options.optimizer, bucket.shard_numel, segments_[b], compute())
-            : nullptr);
+    optimizers_.push_back(bucket.trainable
+                              ? optim::make_optimizer(options.optimizer, bucket.shard_numel,
+                                                      segments_[b], storage_.home())
+                              : nullptr);
   }
   used_segments_.reserve(slices_.size());
   summed_.reserve(layout.buckets.size());
@@ -90,8 +94,23 @@ bool Executor::holds(int unit) const {
   return now.unit == unit && now.version == version_;
 }
 
+uint64_t Executor::begin_fetch(int unit) {
+  const size_t stage = at(storage_.slots().stage[at(unit)]);
+  if (staged_[stage].unit == unit && staged_[stage].version == version_) return 0;
+  comm_->wait_released(stage_readers_[stage]);  // It may have been no schedule that gathered.
+  uint64_t copy = 0;
+  for (const int b : layout().of_unit[at(unit)]) {
+    const auto bytes = static_cast<size_t>(layout().buckets[at(b)].shard_bytes());
+    copy = storage_.copies()->begin(storage_.stage(b), storage_.shard(b), bytes);
+  }
+  staged_[stage] = {.unit = unit, .version = version_};
+  return copy;
+}
+
 comm::Ticket Executor::begin_gather(int unit) {
   const int slot = storage_.slots().slot[at(unit)];
+  const int stage = storage_.slots().stage[at(unit)];
+  if (stage >= 0) storage_.copies()->order(begin_fetch(unit));
   if (options_.poison) poison(slot);
   comm::Ticket last;
   for (const int b : layout().of_unit[at(unit)]) {
@@ -99,24 +118,78 @@ comm::Ticket Executor::begin_gather(int unit) {
                                comm::make_tag("gather", step_ + 1, unit));
   }
   contents_[at(slot)] = {.unit = unit, .version = version_};
+  if (stage >= 0) stage_readers_[at(stage)] = last;
   return last;
 }
 
 comm::Ticket Executor::begin_reduce(int unit) {
   comm::Ticket last;
   const bool sharded = placement_.accumulation == plan::Accumulation::kSharded;
+  if (sharded && storage_.copies()) storage_.copies()->order(begin_fetch_sums(unit));
   // Not what the operation says: after a change of schedule in mid-step another one began the sum.
   const bool accumulate = sharded && std::exchange(begun_[at(unit)], uint8_t{1}) != 0;
   const int coordinate = placement_.mesh.shard_coordinate(comm_->rank());
+  const bool two_level = placement_.reduction == plan::Reduction::kTwoLevel;
+  const std::vector<int>& members = two_level ? shard_group_ : world_;
   for (const int b : layout().of_unit[at(unit)]) {
     const plan::Bucket& bucket = layout().buckets[at(b)];
     if (!bucket.trainable) continue;
-    last = comm_->begin_fold(world_, storage_.gradient_source(b), bucket.reduce_dtype,
-                             coordinate * bucket.shard_numel, storage_.gradient_shard(b),
-                             accumulate, comm::make_tag("reduce", step_ + 1, unit));
+    last = comm_->begin_fold(members, storage_.gradient_source(b), bucket.reduce_dtype,
+                             coordinate * bucket.shard_numel, storage_.sums(b), accumulate,
+                             comm::make_tag("reduce", step_ + 1, unit));
   }
   return last;
 }
+
+// Each replica sums a part of what the others have too.
+comm::Ticket Executor::begin_reduce_outer(int unit) {
+  comm::Ticket last;
+  const int replica = placement_.mesh.replicate_coordinate(comm_->rank());
+  for (const int b : layout().of_unit[at(unit)]) {
+    const plan::Bucket& bucket = layout().buckets[at(b)];
+    if (!bucket.trainable) continue;
+    const int64_t part = plan::outer_part_numel(bucket, placement_.mesh);
+    const comm::SymmetricSpan outer = storage_.outer_source(b);
+    auto* const sums = reinterpret_cast<float*>(outer.memory->local() + outer.offset);
+    last = comm_->begin_fold(replica_group_, storage_.sums_source(b), DType::kF32, replica * part,
+                             {sums, static_cast<size_t>(part)}, false,
+                             comm::make_tag("reduce outer", step_ + 1, unit));
+  }
+  return last;
+}
+
+comm::Ticket Executor::begin_gather_outer(int unit) {
+  comm::Ticket last;
+  for (const int b : layout().of_unit[at(unit)]) {
+    if (!layout().buckets[at(b)].trainable) continue;
+    const comm::SymmetricSpan sums = storage_.sums_source(b);
+    last = comm_->begin_gather(replica_group_, storage_.outer_source(b),
+                               sums.memory->local() + sums.offset,
+                               comm::make_tag("gather outer", step_ + 1, unit));
+  }
+  return last;
+}
+
+uint64_t Executor::copy_sums(int unit, bool to_host) {
+  uint64_t copy = 0;
+  for (const int b : layout().of_unit[at(unit)]) {
+    if (!layout().buckets[at(b)].trainable) continue;
+    float* const host = storage_.gradient_shard(b).data();
+    const std::span<float> stage = storage_.sums(b);
+    copy = storage_.copies()->begin(to_host ? host : stage.data(), to_host ? stage.data() : host,
+                                    stage.size_bytes());
+  }
+  return copy;
+}
+
+// Not what the schedule says: after a change of it in mid-step others may lie in the stage.
+uint64_t Executor::begin_fetch_sums(int unit) {
+  int& held = sums_in_stage_[at(storage_.slots().gradient_slot[at(unit)])];
+  const bool there = std::exchange(held, unit) == unit;
+  return there || !begun_[at(unit)] ? 0 : copy_sums(unit, /*to_host=*/false);
+}
+
+uint64_t Executor::begin_store_sums(int unit) { return copy_sums(unit, /*to_host=*/true); }
 
 void Executor::fence() {
   if (placement_.home != plan::Home::kShared) return;
@@ -150,23 +223,49 @@ void Executor::gather_all_on_demand() {
   for (const plan::Call& call : known_calls_) gather_on_demand(call.unit);
 }
 
-void Executor::begin_communication(size_t index) {
+void Executor::begin_beside(size_t index) {
   const plan::Op& op = ops()[index];
   satisfy(op);
-  tickets_[index] =
-      op.kind == plan::OpKind::kGather ? begin_gather(op.unit) : begin_reduce(op.unit);
+  Begun& begun = tickets_[index];
+  switch (op.kind) {
+    case plan::OpKind::kFetch:
+      begun.copy = begin_fetch(op.unit);
+      return;
+    case plan::OpKind::kGather:
+      begun.ticket = begin_gather(op.unit);
+      return;
+    case plan::OpKind::kReduce:
+      begun.ticket = begin_reduce(op.unit);
+      return;
+    case plan::OpKind::kReduceOuter:
+      begun.ticket = begin_reduce_outer(op.unit);
+      return;
+    case plan::OpKind::kGatherOuter:
+      begun.ticket = begin_gather_outer(op.unit);
+      return;
+    case plan::OpKind::kFetchSums:
+      begun.copy = begin_fetch_sums(op.unit);
+      return;
+    case plan::OpKind::kStoreSums:
+      begun.copy = begin_store_sums(op.unit);
+      return;
+    default:
+      throw InternalError(cat("a ", plan::op_name(op.kind), " is not begun beside the model"));
+  }
 }
 
 void Executor::satisfy(const plan::Op& op) {
   for (const plan::Dependency& dependency : op.after) {
     // After another schedule, or none, everything has been completed.
     if (dependency.previous_step && previous_plan_ != plan_) continue;
-    const comm::Ticket ticket = dependency.previous_step ? previous_tickets_[at(dependency.op)]
-                                                         : tickets_[at(dependency.op)];
-    if (dependency.moment == plan::Moment::kReleased) {
-      comm_->wait_released(ticket);
+    const Begun& begun = dependency.previous_step ? previous_tickets_[at(dependency.op)]
+                                                  : tickets_[at(dependency.op)];
+    if (begun.copy != 0) {
+      storage_.copies()->order(begun.copy);
+    } else if (dependency.moment == plan::Moment::kReleased) {
+      comm_->wait_released(begun.ticket);
     } else {
-      comm_->finish(ticket);
+      comm_->finish(begun.ticket);
     }
   }
 }
@@ -189,7 +288,12 @@ void Executor::follow(const StepPlan& plan, size_t cursor) {
 }
 
 void Executor::leave_schedule() {
-  for (const comm::Ticket ticket : tickets_) comm_->wait_released(ticket);
+  for (const Begun& begun : tickets_) comm_->wait_released(begun.ticket);
+  if (storage_.copies()) {  // The next schedule may have other units take turns in the stages.
+    for (const int unit : sums_in_stage_)
+      if (unit >= 0 && begun_[at(unit)]) begin_store_sums(unit);
+    storage_.copies()->synchronize();
+  }
   scheduled_ = false;
   previous_plan_ = nullptr;
 }
@@ -261,15 +365,14 @@ void Executor::start_schedule() {
 
 void Executor::issue() {
   for (;;) {
-    const plan::OpKind kind = ops()[cursor_].kind;
-    if (!plan::on_communication_stream(kind)) return;
-    begin_communication(cursor_++);
+    if (plan::stream_of(ops()[cursor_].kind) == plan::Stream::kCompute) return;
+    begin_beside(cursor_++);
   }
 }
 
 void Executor::pass(size_t index) {
   const plan::Op& op = ops()[index];
-  if (plan::on_communication_stream(op.kind)) return begin_communication(index);
+  if (plan::stream_of(op.kind) != plan::Stream::kCompute) return begin_beside(index);
   if (op.kind == plan::OpKind::kCollect) return collect(op);
   satisfy(op);  // Left out by the model; what is ordered by it stays ordered.
 }
@@ -279,7 +382,7 @@ bool Executor::reach(plan::OpKind kind, int unit) {
   size_t target = cursor_;
   for (;; ++target) {
     const plan::Op& op = ops()[target];
-    if (plan::on_communication_stream(op.kind)) continue;
+    if (plan::stream_of(op.kind) != plan::Stream::kCompute) continue;
     if (op.micro_batch != micro_batch_ || op.kind == plan::OpKind::kPacket) return false;
     if (op.kind == kind && op.unit == unit && !op.resumed &&
         (!forward || op.in_backward == in_backward_))
@@ -313,6 +416,8 @@ void Executor::begin_step(int64_t micro_batches) {
   packet_.begin(micro_batches, micro_batches_);
   std::fill(begun_.begin(), begun_.end(), uint8_t{0});
   std::fill(contents_.begin(), contents_.end(), Contents{});
+  std::fill(staged_.begin(), staged_.end(), Contents{});
+  std::fill(sums_in_stage_.begin(), sums_in_stage_.end(), -1);
   calls_.clear();
   in_step_ = true;
   complete_ = false;
@@ -498,9 +603,8 @@ void Executor::ghost_micro_batch() {
   }
   for (;; ++cursor_) {
     const plan::Op& op = ops()[cursor_];
-    const bool communication = plan::on_communication_stream(op.kind);
-    if (!communication && (op.micro_batch != micro_batch_ || op.kind == plan::OpKind::kPacket))
-      break;
+    const bool compute = plan::stream_of(op.kind) == plan::Stream::kCompute;
+    if (compute && (op.micro_batch != micro_batch_ || op.kind == plan::OpKind::kPacket)) break;
     pass(cursor_);
   }
   ++micro_batch_;
@@ -521,6 +625,7 @@ void Executor::complete_gradients() {
   issue();
   check(ops()[cursor_].kind == plan::OpKind::kPacket, "the step does not end with its packet");
   satisfy(ops()[cursor_]);
+  if (storage_.copies()) storage_.copies()->synchronize();  // The host goes on with the sums.
   complete_ = true;
 }
 
@@ -543,7 +648,7 @@ kernels::GradientSums Executor::sum_gradients(optim::NormType type) {
     if (bucket.trainable && plan_->has_gradient[at(bucket.unit)])
       summed_.push_back(storage_.gradient_shard(static_cast<int>(b)));
   }
-  return compute().sum_gradients(summed_, type);
+  return storage_.home().sum_gradients(summed_, type);
 }
 
 StepStats Executor::finish_step(const StepOptions& options, const std::function<void()>& custom) {
@@ -601,7 +706,7 @@ void Executor::scale_gradients(const optim::ClipDecision& decision) {
                                              : std::numeric_limits<float>::infinity();
   for (size_t b = 0; b < layout().buckets.size(); ++b) {
     const std::span<float> gradient = storage_.gradient_shard(static_cast<int>(b));
-    compute().scale(gradient.data(), static_cast<int64_t>(gradient.size()), factor, limit);
+    storage_.home().scale(gradient.data(), static_cast<int64_t>(gradient.size()), factor, limit);
   }
 }
 
@@ -611,7 +716,7 @@ void Executor::refresh_copies() {
     const int index = static_cast<int>(b);
     const plan::Bucket& bucket = layout().buckets[b];
     if (const float* master = storage_.master(index))
-      compute().convert(master, storage_.shard(index), bucket.dtype, bucket.shard_numel);
+      storage_.home().convert(master, storage_.shard(index), bucket.dtype, bucket.shard_numel);
   }
 }
 

@@ -158,8 +158,15 @@ class Executor {
   bool holds(int unit) const;
   comm::Ticket begin_gather(int unit);
   comm::Ticket begin_reduce(int unit);
+  comm::Ticket begin_reduce_outer(int unit);
+  comm::Ticket begin_gather_outer(int unit);
+  uint64_t begin_fetch(int unit);
+  uint64_t begin_fetch_sums(int unit);
+  uint64_t begin_store_sums(int unit);
+  uint64_t copy_sums(int unit, bool to_host);
   void fence();
-  void begin_communication(size_t index);
+  /// What the plan has on the streams of communication and copies.
+  void begin_beside(size_t index);
   bool is_issued(const plan::Op& op) const;
   void satisfy(const plan::Op& op);
   /// Issues and does what stands before the next thing that the model does.
@@ -194,6 +201,7 @@ class Executor {
   Storage storage_;
   StepPlans plans_;
   std::vector<int> shard_group_;
+  std::vector<int> replica_group_;
   std::vector<int> world_;
   std::vector<plan::ShardSlice> slices_;                            // Of this rank.
   std::vector<std::vector<optim::GroupSegment>> segments_;          // By bucket: of this rank.
@@ -202,9 +210,12 @@ class Executor {
   std::vector<std::span<const float>> summed_;      // Gradient shards that count in the norm.
   std::function<void(int)> collector_;
 
-  std::vector<plan::Call> known_calls_;  // Of a micro-batch, as last seen.
-  std::vector<Contents> contents_;       // By slot.
-  int64_t version_ = 0;                  // Of the parameters.
+  std::vector<plan::Call> known_calls_;      // Of a micro-batch, as last seen.
+  std::vector<Contents> contents_;           // By slot.
+  std::vector<Contents> staged_;             // By stage.
+  std::vector<comm::Ticket> stage_readers_;  // By stage: the last gather from it.
+  std::vector<int> sums_in_stage_;  // By gradient stage: whose of this step; -1 = nobody's.
+  int64_t version_ = 0;             // Of the parameters.
 
   // The current step.
   bool in_step_ = false;
@@ -219,10 +230,14 @@ class Executor {
   const StepPlan* plan_ = nullptr;
   const StepPlan* previous_plan_ = nullptr;  // Of the step before, if it was followed to its end.
   size_t cursor_ = 0;
-  size_t backward_op_ = 0;                      // That was entered last.
-  std::vector<comm::Ticket> tickets_;           // By operation.
-  std::vector<comm::Ticket> previous_tickets_;  // Of the step before.
-  CallRecord calls_;                            // Of the micro-batch under way.
+  size_t backward_op_ = 0;  // That was entered last.
+  struct Begun {
+    comm::Ticket ticket;
+    uint64_t copy = 0;
+  };
+  std::vector<Begun> tickets_;           // By operation.
+  std::vector<Begun> previous_tickets_;  // Of the step before.
+  CallRecord calls_;                     // Of the micro-batch under way.
   StepPacket packet_;
   std::vector<uint8_t> open_;     // By unit: its backward has begun and not ended.
   std::vector<uint8_t> claimed_;  // By unit: its gradient slot may be written.

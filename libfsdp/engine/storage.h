@@ -41,13 +41,20 @@ class Storage {
   Storage(const plan::Layout& layout, const plan::Placement& placement, comm::Communicator& comm,
           MasterPrecision precision);
 
-  /// Where all of it lies: that of the communicator, which outlives this.
+  /// Where slots and stages lie: that of the communicator, which outlives this.
   kernels::Compute& compute() const { return *compute_; }
+  /// Where shards, masters and sums lie: the same, or the host's. See Note [Offload].
+  kernels::Compute& home() const { return *home_; }
+  /// Between the two; null where nothing is offloaded.
+  kernels::CopyStream* copies() const { return copies_.get(); }
   const plan::Layout& layout() const { return layout_; }
   const plan::SlotMap& slots() const { return slots_; }
 
-  /// This rank's part of a bucket, in the bucket's dtype: what gathers read.
+  /// This rank's part of a bucket, in the bucket's dtype.
   std::byte* shard(int bucket);
+  /// Where it is brought to when it is offloaded.
+  std::byte* stage(int bucket);
+  /// What gathers read: one or the other.
   comm::SymmetricSpan shard_source(int bucket);
   /// The 16 bits per element that make a bf16 shard an exact fp32 master; null for other buckets.
   uint16_t* remainder(int bucket) { return places_[static_cast<size_t>(bucket)].remainder; }
@@ -58,6 +65,11 @@ class Storage {
   std::span<const float> gradient_shard(int bucket) const {
     return const_cast<Storage*>(this)->gradient_shard(bucket);
   }
+  /// Where reductions leave a trainable bucket's sums: the gradient shard, or its stage.
+  std::span<float> sums(int bucket);
+  /// For sums over replicas: all of them and their padding, and this rank's part.
+  comm::SymmetricSpan sums_source(int bucket);
+  comm::SymmetricSpan outer_source(int bucket);
   /// Gives gradient shards memory of their own where sums outlive a micro-batch: to be called
   /// before a step of several micro-batches, or by those who keep a gradient shard's address.
   void keep_sums_apart();
@@ -77,9 +89,11 @@ class Storage {
   void store(int bucket, int64_t at, std::span<const float> values);
   void load(int bucket, int64_t at, std::span<float> values) const;
 
+  /// Of where the rank computes, and of the host where state is offloaded.
   int64_t allocated_bytes() const { return allocated_bytes_; }
-  /// Slots and gradient slots.
-  int64_t transient_bytes() const { return slot_begin_.back() + gradient_begin_.back(); }
+  int64_t offloaded_bytes() const { return offloaded_bytes_; }
+  /// Slots, gradient slots, stages.
+  int64_t transient_bytes() const;
 
  private:
   struct Place {
@@ -87,14 +101,24 @@ class Storage {
                                // shared memory.
     int64_t in_slot = 0;       // From the slot's begin.
     int64_t in_gradient_slot = 0;
+    int64_t in_stage = 0;
+    int64_t in_gradient_stage = 0;
+    int64_t in_outer_slot = 0;
+    int64_t sums_offset = 0;  // In symmetric memory, when it is there.
     std::span<float> gradient;
     uint16_t* remainder = nullptr;
     float* master = nullptr;
   };
   bool shared() const { return placement_.home == plan::Home::kShared; }
+  bool offloads() const { return placement_.offloads(); }
+  bool two_level() const { return placement_.reduction == plan::Reduction::kTwoLevel; }
   void place_buckets();
   void allocate(comm::Communicator& comm, MasterPrecision precision);
   void allocate_shards(comm::Communicator& comm);
+  void allocate_transients(comm::Communicator& comm);
+  int64_t home_bytes(MasterPrecision precision) const;
+  void place_at_home(std::byte* memory, int64_t bytes, MasterPrecision precision);
+  bool sums_at_home(int bucket) const;
   bool sums_in_slot(int bucket) const;
   std::byte* gradient_slot(int slot);
 
@@ -106,14 +130,26 @@ class Storage {
   int64_t shard_bytes_ = 0;              // Of all buckets; in the shared home of whole buckets.
   std::vector<int64_t> slot_begin_;      // By slot, and the end.
   std::vector<int64_t> gradient_begin_;  // By gradient slot, and the end.
+  std::vector<int64_t> stage_begin_;     // Likewise.
+  std::vector<int64_t> gradient_stage_begin_;  // Likewise.
+  int64_t sums_bytes_ = 0;                     // In symmetric memory.
   int64_t allocated_bytes_ = 0;
+  int64_t offloaded_bytes_ = 0;
   std::shared_ptr<comm::SymmetricMemory> shards_;      // Null in the shared home.
   std::shared_ptr<comm::SharedMemory> shared_shards_;  // Null in the others.
   std::shared_ptr<comm::SymmetricMemory> gradients_;
+  std::shared_ptr<comm::SymmetricMemory> stages_;           // Null where nothing is offloaded.
+  std::shared_ptr<comm::SymmetricMemory> gradient_stages_;  // Likewise.
+  std::shared_ptr<comm::SymmetricMemory> sums_memory_;      // Where replicas read sums in place.
+  std::shared_ptr<comm::SymmetricMemory> outer_;            // Null with one level of reduction.
   kernels::Compute* compute_;
-  kernels::ComputeMemory memory_;  // Everything that peers do not read: slots first.
+  kernels::Compute* home_;
+  std::unique_ptr<kernels::CopyStream> copies_;
+  kernels::ComputeMemory home_memory_;  // Masters and sums; shards too when they are offloaded.
+  std::byte* offloaded_shards_ = nullptr;
+  kernels::ComputeMemory local_slots_;  // On the host; null on devices.
   bool sums_apart_ = false;
-  kernels::ComputeMemory sums_memory_;                   // Of keep_sums_apart().
+  kernels::ComputeMemory apart_;  // Of keep_sums_apart().
   std::shared_ptr<comm::SymmetricMemory> slots_memory_;  // On devices; null on the host.
   std::byte* slot_memory_ = nullptr;
 };

@@ -19,6 +19,23 @@ namespace fsdp::kernels {
 /// A block of memory; aliases of it keep the whole block.
 using ComputeMemory = std::shared_ptr<std::byte>;
 
+/// Copies between a Compute's memory and the host's, one after the other, beside what the Compute
+/// does. Used by one thread at a time; its Compute outlives it.
+class CopyStream {
+ public:
+  virtual ~CopyStream() = default;
+  /// Host memory for the host's end of copies, page-locked where that matters; else as
+  /// Compute::allocate().
+  virtual ComputeMemory allocate_host(size_t bytes, std::string_view label) = 0;
+  /// Begins a copy, which happens after what its Compute was called for before and after the copies
+  /// before. Returns its number, above 0.
+  virtual uint64_t begin(void* to, const void* from, size_t bytes) = 0;
+  /// What the Compute is called for from now on finds this copy done; 0 = none.
+  virtual void order(uint64_t copy) = 0;
+  /// Blocks until all copies are done.
+  virtual void synchronize() = 0;
+};
+
 /// One rank's memory and what is done with it, in the order of the calls.
 ///
 /// Pointers are to this Compute's memory unless said otherwise. Calls that do not bring something
@@ -39,6 +56,7 @@ class Compute {
 
   /// `bytes` (may be 0), 4096-byte aligned, zero.
   virtual ComputeMemory allocate(size_t bytes, std::string_view label) = 0;
+  virtual std::unique_ptr<CopyStream> make_copy_stream() = 0;
   virtual void zero(void* memory, size_t bytes) = 0;
   /// Makes every float in it NaN.
   virtual void poison(void* memory, size_t bytes) = 0;

@@ -1,6 +1,7 @@
 // Memory and arithmetic on a CUDA device. Not yet run on one: see docs/status.md.
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/device/cuda_loader.h"
@@ -25,6 +26,40 @@ struct DeviceSums {
   float max_abs;
 };
 
+class CudaCopyStream final : public CopyStream {
+ public:
+  explicit CudaCopyStream(void* compute) : compute_(compute) {}
+
+  ComputeMemory allocate_host(size_t bytes, std::string_view) override {
+    auto buffer = std::make_shared<device::PinnedBuffer>(bytes);
+    std::byte* const begin = buffer->data();
+    if (bytes > 0) std::memset(begin, 0, bytes);
+    return {std::move(buffer), begin};
+  }
+  uint64_t begin(void* to, const void* from, size_t bytes) override {
+    device::record_event(before_.get(), compute_);
+    stream_.wait(before_);
+    if (bytes > 0) device::copy_async(to, from, bytes, stream_);
+    ++copies_;
+    event_of(copies_).record(stream_);
+    return copies_;
+  }
+  // An event that has been used again is of a later copy: then more is waited for, never less.
+  void order(uint64_t copy) override {
+    if (copy != 0) device::wait_event(compute_, event_of(copy).get());
+  }
+  void synchronize() override { stream_.synchronize(); }
+
+ private:
+  const device::CudaEvent& event_of(uint64_t copy) const { return events_[copy % events_.size()]; }
+
+  void* compute_;
+  device::CudaStream stream_;
+  device::CudaEvent before_;
+  std::array<device::CudaEvent, 64> events_;
+  uint64_t copies_ = 0;
+};
+
 class CudaCompute final : public Compute {
  public:
   explicit CudaCompute(int device)
@@ -47,6 +82,9 @@ class CudaCompute final : public Compute {
     auto* const aligned = reinterpret_cast<std::byte*>((begin + kPage - 1) / kPage * kPage);
     zero(aligned, bytes);
     return {std::move(buffer), aligned};
+  }
+  std::unique_ptr<CopyStream> make_copy_stream() override {
+    return std::make_unique<CudaCopyStream>(stream());
   }
   void zero(void* memory, size_t bytes) override { fill(memory, 0, bytes); }
   void poison(void* memory, size_t bytes) override { fill(memory, 0xff, bytes); }

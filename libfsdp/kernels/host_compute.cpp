@@ -13,13 +13,36 @@ namespace {
 
 constexpr size_t kPage = 4096;
 
+ComputeMemory allocate_arena(size_t bytes, std::string_view label) {
+  device::HostArenaOptions options{.label = std::string(label)};
+  auto arena = std::make_shared<device::HostArena>(bytes, std::move(options));
+  std::byte* const begin = arena->allocate(bytes, kPage);
+  return {std::move(arena), begin};
+}
+
+class HostCopyStream final : public CopyStream {
+ public:
+  ComputeMemory allocate_host(size_t bytes, std::string_view label) override {
+    return allocate_arena(bytes, label);
+  }
+  uint64_t begin(void* to, const void* from, size_t bytes) override {
+    std::memcpy(to, from, bytes);
+    return ++copies_;
+  }
+  void order(uint64_t) override {}
+  void synchronize() override {}
+
+ private:
+  uint64_t copies_ = 0;
+};
+
 class HostCompute final : public Compute {
  public:
   ComputeMemory allocate(size_t bytes, std::string_view label) override {
-    device::HostArenaOptions options{.label = std::string(label)};
-    auto arena = std::make_shared<device::HostArena>(bytes, std::move(options));
-    std::byte* const begin = arena->allocate(bytes, kPage);
-    return {std::move(arena), begin};
+    return allocate_arena(bytes, label);
+  }
+  std::unique_ptr<CopyStream> make_copy_stream() override {
+    return std::make_unique<HostCopyStream>();
   }
   void zero(void* memory, size_t bytes) override { std::memset(memory, 0, bytes); }
   void poison(void* memory, size_t bytes) override { device::poison(memory, bytes); }

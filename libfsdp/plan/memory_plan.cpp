@@ -17,7 +17,7 @@ namespace {
 // Unsharded sums stay in their slots, unless replicas read them there too.
 bool sums_in_slot(const Bucket& bucket, const Placement& placement) {
   return placement.accumulation == Accumulation::kUnsharded && placement.mesh.replicate == 1 &&
-         bucket.reduce_dtype == DType::kF32;
+         !placement.offloads() && bucket.reduce_dtype == DType::kF32;
 }
 
 void add_shards(const Bucket& bucket, const Placement& placement, const StateBytes& state,
@@ -28,10 +28,11 @@ void add_shards(const Bucket& bucket, const Placement& placement, const StateByt
   plan.masters =
       checked_add<ConfigError>(plan.masters, state.master(bucket), "masters of parameters");
   if (!sums_in_slot(bucket, placement)) {
-    plan.gradient_shards = checked_add<ConfigError>(
-        plan.gradient_shards,
-        checked_mul<ConfigError>(bucket.shard_numel, sizeof(float), "gradient shard"),
-        "gradient shards");
+    plan.gradient_shards =
+        checked_add<ConfigError>(plan.gradient_shards,
+                                 checked_mul<ConfigError>(gradient_shard_numel(bucket, placement),
+                                                          sizeof(float), "gradient shard"),
+                                 "gradient shards");
   }
   plan.optimizer_state =
       checked_add<ConfigError>(plan.optimizer_state, state.optimizer(bucket), "optimizer state");
@@ -53,12 +54,12 @@ std::string human_bytes(int64_t bytes) {
 
 }  // namespace
 
-int64_t MemoryPlan::total() const {
-  return parameter_shards + masters + gradient_shards + optimizer_state + transient();
+int64_t MemoryPlan::state() const {
+  return parameter_shards + masters + gradient_shards + optimizer_state;
 }
 
 std::string MemoryPlan::to_string() const {
-  const std::array<std::pair<std::string_view, int64_t>, 8> rows = {{
+  const std::array<std::pair<std::string_view, int64_t>, 11> rows = {{
       {"parameter shards", parameter_shards},
       {"masters", masters},
       {"gradient shards", gradient_shards},
@@ -66,10 +67,16 @@ std::string MemoryPlan::to_string() const {
       {"gather slots", gather_slots},
       {"gradient slots", gradient_slots},
       {"root's slots", root_slots},
+      {"stages", stages},
+      {"outer slot", outer_slot},
       {"total", total()},
+      {"on the host", offloads ? state() : 0},
   }};
+  constexpr size_t kAlwaysShown = 7;
   std::ostringstream out;
-  for (const auto& [name, bytes] : rows) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto& [name, bytes] = rows[i];
+    if (i >= kAlwaysShown && bytes == 0) continue;
     out << std::left << std::setw(18) << name << std::right << std::setw(12) << human_bytes(bytes)
         << '\n';
   }
@@ -85,6 +92,12 @@ MemoryPlan plan_memory(const Layout& layout, const Placement& placement, const S
   for (const int64_t bytes : slots.gradient_slot_bytes)
     plan.gradient_slots = checked_add<ConfigError>(plan.gradient_slots, bytes, "gradient slots");
   plan.root_slots = slots.slot_bytes.back() + slots.gradient_slot_bytes.back();
+  for (const int64_t bytes : slots.stage_bytes)
+    plan.stages = checked_add<ConfigError>(plan.stages, bytes, "stages");
+  for (const int64_t bytes : slots.gradient_stage_bytes)
+    plan.stages = checked_add<ConfigError>(plan.stages, bytes, "gradient stages");
+  plan.outer_slot = slots.outer_bytes;
+  plan.offloads = placement.offloads();
   plan.gather_slots -= slots.slot_bytes.back();
   plan.gradient_slots -= slots.gradient_slot_bytes.back();
   return plan;

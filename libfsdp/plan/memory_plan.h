@@ -19,9 +19,17 @@ struct MemoryPlan {
   int64_t gather_slots = 0;    ///< Each as large as its largest unit.
   int64_t gradient_slots = 0;  ///< Likewise.
   int64_t root_slots = 0;      ///< The root's gather slot and gradient slot.
+  int64_t stages = 0;          ///< Between the host's memory and the device.
+  int64_t outer_slot = 0;      ///< For sums over replicas.
+  bool offloads = false;       ///< Shards, masters and optimizer state lie in the host's memory.
 
-  int64_t transient() const { return gather_slots + gradient_slots + root_slots; }
-  int64_t total() const;
+  int64_t transient() const {
+    return gather_slots + gradient_slots + root_slots + stages + outer_slot;
+  }
+  /// Shards, masters, sums and optimizer state.
+  int64_t state() const;
+  /// Where the rank computes.
+  int64_t total() const { return transient() + (offloads ? 0 : state()); }
   /// A table for people.
   std::string to_string() const;
 };

@@ -1,14 +1,16 @@
 // Happens-before of the schedule as executed, and the search for accesses that it leaves unordered.
 //
-// Note [Events] A rank has three chains of events: ends of compute operations, begins (posts) of
-// communication, and finishes of communication. A clock holds, for every rank and chain, the last
-// event that has surely happened. A compute operation starts after the one before it and its
-// dependencies; a begin likewise; a collective's copy starts on a rank after all members have begun
-// and the copy before it has finished there. A kCollect may write from the begin of its micro-batch
-// on, once its dependencies have happened. Nothing else is ordered.
+// Note [Events] A rank has four chains of events: ends of compute operations, begins (posts) of
+// communication, finishes of communication, and finishes of copies. A clock holds, for every rank
+// and chain, the last event that has surely happened. A compute operation starts after the one
+// before it and its dependencies; a begin likewise; a collective moves data on a rank after all
+// members have begun and the one before it has finished there; a copy starts after the one before
+// it. A kCollect may write from the begin of its micro-batch on, once its dependencies have
+// happened. Nothing else is ordered.
 #include "libfsdp/plan/race_check.h"
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <set>
 #include <tuple>
@@ -21,7 +23,19 @@ namespace fsdp::plan {
 namespace {
 
 constexpr int kSteps = 3;
-enum Chain { kComputeEnd, kCommBegin, kCommFinish, kNumChains };
+enum Chain { kComputeEnd, kCommBegin, kCommFinish, kCopyFinish, kNumChains };
+
+Chain finish_chain(Stream stream) {
+  switch (stream) {
+    case Stream::kCompute:
+      return kComputeEnd;
+    case Stream::kCommunication:
+      return kCommFinish;
+    case Stream::kCopy:
+      return kCopyFinish;
+  }
+  throw InternalError("unknown stream");
+}
 
 class Clock {
  public:
@@ -85,7 +99,8 @@ class Checker {
   const Op& op(int position) const {
     return schedule_.ops[static_cast<size_t>(position % num_ops_)];
   }
-  bool comm(int position) const { return on_communication_stream(op(position).kind); }
+  Stream stream(int position) const { return stream_of(op(position).kind); }
+  int last(Stream stream) const { return last_[static_cast<size_t>(stream)]; }
   const Run& run_of(int position, int rank) const {
     return runs_[static_cast<size_t>(position)][static_cast<size_t>(rank)];
   }
@@ -108,29 +123,35 @@ class Checker {
   // Ranks that must have begun the collective before `rank` proceeds, or whose shards it reads in
   // place.
   std::vector<int> members(int position, int rank) const {
-    const bool within = is_within_shard_group(op(position).kind);
-    const int first = within ? rank / group_size_ * group_size_ : 0;
-    std::vector<int> group(static_cast<size_t>(within ? group_size_ : ranks_));
-    for (size_t i = 0; i < group.size(); ++i) group[i] = first + static_cast<int>(i);
+    const Scope scope = op(position).scope;
+    std::vector<int> group;
+    for (int other = 0; other < ranks_; ++other) {
+      const bool same_group = other / group_size_ == rank / group_size_;
+      const bool same_place = other % group_size_ == rank % group_size_;
+      if (scope == Scope::kWorld || (scope == Scope::kShardGroup ? same_group : same_place))
+        group.push_back(other);
+    }
     return group;
   }
 
   void order(int position) {
     runs_.emplace_back();
-    if (!comm(position) && last_compute_ >= 0 && starts_micro_batch(position))
-      before_micro_batch_ = last_compute_;
+    const bool compute = stream(position) == Stream::kCompute;
+    if (compute && last(Stream::kCompute) >= 0 && starts_micro_batch(position))
+      before_micro_batch_ = last(Stream::kCompute);
     const bool early = op(position).kind == OpKind::kCollect;
     for (int rank = 0; rank < ranks_; ++rank) {
       const Clock ready = ready_clock(position, rank);
       runs_.back().push_back({ready, early ? early_clock(position, rank) : ready, ready});
     }
     for (int rank = 0; rank < ranks_; ++rank) complete(position, rank);
-    (comm(position) ? last_comm_ : last_compute_) = position;
+    last_[static_cast<size_t>(stream(position))] = position;
   }
 
   bool starts_micro_batch(int position) const {
-    return op(position).micro_batch != op(last_compute_).micro_batch ||
-           position / num_ops_ != last_compute_ / num_ops_;
+    const int before = last(Stream::kCompute);
+    return op(position).micro_batch != op(before).micro_batch ||
+           position / num_ops_ != before / num_ops_;
   }
 
   Clock early_clock(int position, int rank) const {
@@ -142,14 +163,12 @@ class Checker {
 
   Clock ready_clock(int position, int rank) const {
     Clock clock(ranks_);
-    if (comm(position)) {
-      if (last_comm_ >= 0) clock.join(run_of(last_comm_, rank).ready);
-      for (const Dependency& d : op(position).after) wait(d, position, rank, clock);
-      clock.set(rank, kCommBegin, position);
-    } else {
-      if (last_compute_ >= 0) clock.join(run_of(last_compute_, rank).finish);
-      for (const Dependency& d : op(position).after) wait(d, position, rank, clock);
+    if (const int before = last(stream(position)); before >= 0) {
+      const Run& run = run_of(before, rank);
+      clock.join(stream(position) == Stream::kCompute ? run.finish : run.ready);
     }
+    for (const Dependency& d : op(position).after) wait(d, position, rank, clock);
+    if (stream(position) == Stream::kCommunication) clock.set(rank, kCommBegin, position);
     return clock;
   }
 
@@ -169,10 +188,12 @@ class Checker {
         run.start.join(run_of(position, member).ready);
       }
     }
-    if (comm(position) && last_comm_ >= 0) run.start.join(run_of(last_comm_, rank).finish);
+    const int before = last(stream(position));
+    if (stream(position) != Stream::kCompute && before >= 0)
+      run.start.join(run_of(before, rank).finish);
     run.finish = run.start;
     run.finish.join(run.ready);
-    run.finish.set(rank, comm(position) ? kCommFinish : kComputeEnd, position);
+    run.finish.set(rank, finish_chain(stream(position)), position);
   }
 
   void touch_all(int position, int rank) {
@@ -202,7 +223,7 @@ class Checker {
 
   void compare(const Touch& before, const Touch& now, int owner, const Access& access) {
     if (before.position == now.position && before.rank == now.rank) return;
-    const Chain chain = comm(before.position) ? kCommFinish : kComputeEnd;
+    const Chain chain = finish_chain(stream(before.position));
     if (run_of(now.position, now.rank).start.has(before.rank, chain, before.position)) return;
     Race race{.first_op = before.position % num_ops_,
               .second_op = now.position % num_ops_,
@@ -221,28 +242,13 @@ class Checker {
   const int num_ops_;
   const int ranks_;
   int group_size_ = 1;
-  int last_compute_ = -1;
-  int last_comm_ = -1;
+  std::array<int, kNumStreams> last_ = {-1, -1, -1};  // By stream: the operation before.
   int before_micro_batch_ = -1;         // The last compute operation before the micro-batch.
   std::vector<std::vector<Run>> runs_;  // By position, then rank.
   std::map<std::tuple<int, BufferKind, int>, Cell> cells_;
   std::set<std::tuple<int, int, BufferKind, int>> seen_;
   std::vector<Race> races_;
 };
-
-std::string_view buffer_name(BufferKind buffer) {
-  switch (buffer) {
-    case BufferKind::kShard:
-      return "shard of unit";
-    case BufferKind::kSlot:
-      return "slot";
-    case BufferKind::kGradientSlot:
-      return "gradient slot";
-    case BufferKind::kGradientShard:
-      return "gradient shard of unit";
-  }
-  throw InternalError("unknown kind of buffer");
-}
 
 std::string op_text(const Schedule& schedule, int index, int rank) {
   const Op& op = schedule.ops.at(static_cast<size_t>(index));

@@ -9,13 +9,14 @@
 namespace fsdp::plan::detail {
 namespace {
 
-// What a slot, gradient slot or gradient shard holds, and which operation put it there.
+// What a slot, stage or gradient shard holds, and which operation put it there.
 struct Contents {
   int unit = -1;  // -1 = nothing.
   int micro_batch = -1;
   int step = -1;
   int writer = 0;
-  bool reduced = false;  // Gradient slots: a reduction has read it.
+  bool reduced = false;  // Gradient slots, outer slot: a reduction, or gather, has read it.
+  bool outer = false;    // Sums: of all replicas.
 };
 
 class Follower {
@@ -59,14 +60,23 @@ class Follower {
         case BufferKind::kShard:
           shard(access);
           break;
+        case BufferKind::kStage:
+          filled(access, stages_[access.index], "stage");
+          break;
         case BufferKind::kSlot:
-          slot(access);
+          filled(access, slots_[access.index], "slot");
           break;
         case BufferKind::kGradientSlot:
           gradient_slot(access);
           break;
+        case BufferKind::kGradientStage:
+          sums(access, gradient_stages_[access.index]);
+          break;
+        case BufferKind::kOuterSlot:
+          outer_slot(access);
+          break;
         case BufferKind::kGradientShard:
-          gradient_shard(access);
+          sums(access, gradient_shards_[access.index]);
           break;
       }
     }
@@ -82,10 +92,14 @@ class Follower {
       }
       return false;
     };
+    if (op().stage >= 0 && !lists(BufferKind::kStage, op().stage))
+      object({BufferKind::kStage, op().stage}, index_, "the stage is not among its accesses");
     if (op().slot >= 0 && !lists(BufferKind::kSlot, op().slot)) {
       object({BufferKind::kSlot, op().slot}, index_, "the slot is not among its accesses");
     }
-    if (op().gradient_slot >= 0 && !lists(BufferKind::kGradientSlot, op().gradient_slot)) {
+    const bool in_slot = op().kind == OpKind::kCollect || op().kind == OpKind::kReduce;
+    if (in_slot && op().gradient_slot >= 0 &&
+        !lists(BufferKind::kGradientSlot, op().gradient_slot)) {
       object({BufferKind::kGradientSlot, op().gradient_slot}, index_,
              "the gradient slot is not among its accesses");
     }
@@ -101,8 +115,7 @@ class Follower {
     }
   }
 
-  void slot(const Access& access) {
-    Contents& held = slots_[access.index];
+  void filled(const Access& access, Contents& held, std::string_view what) {
     if (access.write) {
       held = {.unit = access.unit, .step = step_, .writer = index_};
       return;
@@ -110,7 +123,7 @@ class Follower {
     const int wanted = access.unit;
     if (held.unit != wanted || held.step != step_) {
       object(access, held.writer,
-             cat("needs unit ", wanted, " of this step, the slot holds ",
+             cat("needs unit ", wanted, " of this step, the ", what, " holds ",
                  held.unit < 0
                      ? std::string("nothing")
                      : cat("unit ", held.unit, held.step == step_ ? "" : " of an earlier step")));
@@ -144,20 +157,65 @@ class Follower {
     held = {access.unit, op().micro_batch, step_, index_, false};
   }
 
-  void gradient_shard(const Access& access) {
-    Contents& held = gradient_shards_[access.index];
-    const bool this_step = held.step == step_;
-    if (op().kind != OpKind::kReduce) {
-      if (!this_step) object(access, held.writer, "no gradients of this step are there");
-      return;
+  // A gradient shard, or the stage where its sums are made.
+  void sums(const Access& access, Contents& held) {
+    const bool mine = held.step == step_ && held.unit == op().unit;
+    switch (op().kind) {
+      case OpKind::kReduce:
+        if (access.write) reduce(access, held, mine);
+        return;
+      case OpKind::kReduceOuter:
+        if (!mine || held.outer)
+          object(access, held.writer, "needs sums of this step that replicas have not added to");
+        return;
+      case OpKind::kGatherOuter:
+        if (!mine || held.outer) object(access, held.writer, "replaces other sums");
+        held.outer = true;
+        held.writer = index_;
+        return;
+      case OpKind::kFetchSums:
+      case OpKind::kStoreSums:
+        if (access.write) {
+          held = moved_;
+          held.writer = index_;
+        } else {
+          if (!mine) object(access, held.writer, "no sums of this step are there");
+          moved_ = held;
+        }
+        return;
+      default:
+        if (held.step != step_) object(access, held.writer, "no gradients of this step are there");
+        if (held.outer != (schedule_.reduction == Reduction::kTwoLevel))
+          object(access, held.writer, "the sums are not those of all replicas");
+        if (held.micro_batch + 1 != schedule_.micro_batches)
+          object(access, held.writer, "the last micro-batch has not been added");
     }
-    if (!access.write) return;
-    if (op().accumulate != this_step) {
+  }
+
+  void reduce(const Access& access, Contents& held, bool mine) {
+    if (op().accumulate != mine) {
       object(access, held.writer,
              op().accumulate ? "adds to gradients of an earlier step"
                              : "replaces gradients of this step");
     }
-    held = {op().unit, op().micro_batch, step_, index_, false};
+    if (op().accumulate && held.micro_batch + 1 != op().micro_batch)
+      object(access, held.writer, cat("adds to the sums up to micro-batch ", held.micro_batch));
+    const bool two_level = schedule_.reduction == Reduction::kTwoLevel;
+    if (op().scope != (two_level ? Scope::kShardGroup : Scope::kWorld))
+      object(access, index_, "reduces over the wrong ranks");
+    held = {op().unit, op().micro_batch, step_, index_, false, false};
+  }
+
+  void outer_slot(const Access& access) {
+    if (access.write) {
+      if (outer_.unit >= 0 && !outer_.reduced)
+        object(access, outer_.writer, "overwrites sums that nobody gathered");
+      outer_ = {op().unit, op().micro_batch, step_, index_, false, true};
+      return;
+    }
+    if (outer_.unit != op().unit || outer_.step != step_ || outer_.reduced)
+      object(access, outer_.writer, cat("needs the replicas' sums of unit ", op().unit));
+    outer_.reduced = true;
   }
 
   void packet() {
@@ -179,9 +237,13 @@ class Follower {
   std::vector<Race>& races_;
   std::set<int> updated_;  // Units that the optimizer writes.
   std::map<int, int> updates_;
+  std::map<int, Contents> stages_;
   std::map<int, Contents> slots_;
   std::map<int, Contents> gradient_slots_;
+  std::map<int, Contents> gradient_stages_;
   std::map<int, Contents> gradient_shards_;
+  Contents outer_;
+  Contents moved_;  // By the copy that is looked at.
   int step_ = 0;
   int index_ = 0;
   bool packet_done_ = false;

@@ -23,6 +23,8 @@ void validate(const ScheduleInput& input) {
                           input.slots.slot.size(), " slots and ", input.slots.gradient_slot.size(),
                           " gradient slots; expected one of each by unit, root included"));
   }
+  if (input.placement.offloads() && input.placement.home != Home::kSlot)
+    throw ConfigError("offloaded parameters are gathered into slots: got another home");
   if (input.micro_batches < 1)
     throw ConfigError(cat("cannot compile a schedule of ", input.micro_batches, " micro-batches"));
   for (size_t i = 0; i < input.calls.size(); ++i) {
@@ -81,8 +83,12 @@ class Compiler {
   explicit Compiler(const ScheduleInput& input)
       : input_(input),
         tree_(input.calls, input.recompute),
-        unsharded_(input.placement.accumulation == Accumulation::kUnsharded) {
+        unsharded_(input.placement.accumulation == Accumulation::kUnsharded),
+        two_level_(input.placement.reduction == Reduction::kTwoLevel),
+        offloads_(input.placement.offloads()) {
     schedule_.mesh = input.placement.mesh;
+    schedule_.reduction = input.placement.reduction;
+    schedule_.stages = input.placement.stages;
     schedule_.slots = input.slots.slots();
     schedule_.gradient_slots = input.slots.gradient_slots();
     schedule_.micro_batches = input.micro_batches;
@@ -97,13 +103,15 @@ class Compiler {
       collect_and_reduce(kRoot);
     }
     finish_step();
-    place_gathers();
+    place(find_contents(BufferKind::kSlot), &Compiler::gather);
+    place(find_contents(BufferKind::kStage), &Compiler::fetch);
+    schedule_.ops = std::move(steps_);
     detail::add_dependencies(schedule_);
     return std::move(schedule_);
   }
 
  private:
-  // What a slot holds in turn: one entry for each gather that it needs.
+  // What a slot or stage holds in turn: one entry for each gather or fetch that it needs.
   struct Content {
     int slot = 0;
     int unit = 0;
@@ -207,17 +215,85 @@ class Compiler {
     collect.accesses.push_back({BufferKind::kGradientSlot, slot, true, false, unit});
     steps_.push_back(std::move(collect));
     if (unsharded_ && !last) return;
-    Op reduce{.kind = OpKind::kReduce, .unit = unit, .micro_batch = micro_batch_};
-    reduce.gradient_slot = slot;
-    reduce.accumulate = !unsharded_ && micro_batch_ > 0;
-    reduce.accesses.push_back({BufferKind::kGradientSlot, slot, false, true, unit});
-    if (reduce.accumulate) reduce.accesses.push_back({BufferKind::kGradientShard, unit});
-    reduce.accesses.push_back({BufferKind::kGradientShard, unit, true});
-    steps_.push_back(std::move(reduce));
+    reduce_replicas_before(slot);
+    const bool accumulate = !unsharded_ && micro_batch_ > 0;
+    if (offloads_ && accumulate && !alone(slot)) {
+      add_step(OpKind::kFetchSums, unit,
+               {{BufferKind::kGradientShard, unit}, sums(unit, /*write=*/true)});
+    }
+    Op& reduce =
+        add_step(OpKind::kReduce, unit, {{BufferKind::kGradientSlot, slot, false, true, unit}});
+    reduce.scope = two_level_ ? Scope::kShardGroup : Scope::kWorld;
+    reduce.accumulate = accumulate;
+    if (accumulate) reduce.accesses.push_back(sums(unit, false));
+    reduce.accesses.push_back(sums(unit, true));
+    if (two_level_ && last) {
+      outer_.push_back(unit);
+    } else if (last || !alone(slot)) {
+      store_sums(unit);
+    }
+  }
+
+  // Whether one unit only, of those that are called, has this gradient slot: its sums stay there.
+  bool alone(int gradient_slot) const {
+    int units = input_.slots.gradient_slot[kRoot] == gradient_slot ? 1 : 0;
+    for (const auto& [unit, call] : last_end_)
+      units += input_.slots.gradient_slot[at(unit)] == gradient_slot ? 1 : 0;
+    return units == 1;
+  }
+
+  // Where a reduction leaves its sums.
+  Access sums(int unit, bool write) const {
+    if (!offloads_) return {BufferKind::kGradientShard, unit, write};
+    return {BufferKind::kGradientStage, input_.slots.gradient_slot[at(unit)], write, false, unit};
+  }
+
+  Op& add_step(OpKind kind, int unit, std::vector<Access> accesses) {
+    steps_.push_back({.kind = kind,
+                      .unit = unit,
+                      .micro_batch = micro_batch_,
+                      .gradient_slot = input_.slots.gradient_slot[at(unit)],
+                      .accesses = std::move(accesses)});
+    return steps_.back();
+  }
+
+  void store_sums(int unit) {
+    if (!offloads_) return;
+    add_step(OpKind::kStoreSums, unit,
+             {sums(unit, false), {BufferKind::kGradientShard, unit, true}});
+  }
+
+  // A unit's sums of all replicas wait until other reductions have been issued, as the first of
+  // them must have finished, but not until its gradient slot is needed.
+  void reduce_replicas_before(int gradient_slot) {
+    constexpr size_t kBehind = 2;
+    for (size_t i = 0; i < outer_.size();) {
+      const bool needed = input_.slots.gradient_slot[at(outer_[i])] == gradient_slot;
+      if (!needed && outer_.size() <= kBehind) {
+        ++i;
+        continue;
+      }
+      reduce_replicas(outer_[i]);
+      outer_.erase(outer_.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+  }
+
+  void reduce_replicas(int unit) {
+    Access source = sums(unit, false);
+    source.by_peers = true;
+    add_step(OpKind::kReduceOuter, unit, {source, {BufferKind::kOuterSlot, 0, true, false, unit}})
+        .scope = Scope::kReplicas;
+    add_step(OpKind::kGatherOuter, unit,
+             {{BufferKind::kOuterSlot, 0, false, true, unit}, sums(unit, true)})
+        .scope = Scope::kReplicas;
+    store_sums(unit);
   }
 
   void finish_step() {
-    Op packet{.kind = OpKind::kPacket, .micro_batch = input_.micro_batches - 1};
+    micro_batch_ = input_.micro_batches - 1;
+    for (const int unit : outer_) reduce_replicas(unit);
+    Op packet{
+        .kind = OpKind::kPacket, .scope = Scope::kWorld, .micro_batch = input_.micro_batches - 1};
     Op optimizer{.kind = OpKind::kOptimizer, .micro_batch = input_.micro_batches - 1};
     std::vector<int> updated = {kRoot};
     for (const auto& [unit, call] : last_end_) updated.push_back(unit);
@@ -233,14 +309,14 @@ class Compiler {
       steps_.push_back({.kind = OpKind::kFence, .micro_batch = input_.micro_batches - 1});
   }
 
-  // The contents of every slot over the whole step, so that a gather can be issued at the last use
-  // of what lies there before, however far away its own first use is.
-  std::vector<Content> find_contents() const {
+  // The contents of every slot, or stage, over the whole step, so that it can be filled at the last
+  // use of what lies there before, however far away the first use is. In the order of first uses.
+  std::vector<Content> find_contents(BufferKind buffer) const {
     std::vector<Content> contents;
     std::map<int, size_t> current;  // By slot.
     for (size_t i = 0; i < steps_.size(); ++i) {
       for (const Access& access : steps_[i].accesses) {
-        if (access.buffer != BufferKind::kSlot) continue;
+        if (access.buffer != buffer || access.write) continue;
         const auto found = current.find(access.index);
         if (found != current.end() && contents[found->second].unit == access.unit) {
           contents[found->second].last = i;
@@ -253,37 +329,52 @@ class Compiler {
     return contents;
   }
 
-  void place_gathers() {
-    const std::vector<Content> contents = find_contents();  // In the order of their first uses.
-    std::map<size_t, std::vector<const Content*>> behind;   // By step, 0 = before all.
-    std::map<int, const Content*> before;                   // By slot.
+  void place(const std::vector<Content>& contents, Op (Compiler::*fill)(const Content&) const) {
+    std::map<size_t, std::vector<const Content*>> behind;  // By step, 0 = before all.
+    std::map<int, const Content*> before;                  // By slot.
     for (const Content& content : contents) {
       const Content*& previous = before[content.slot];
       behind[previous ? previous->last + 1 : 0].push_back(&content);
       previous = &content;
     }
+    std::vector<Op> placed;
     for (size_t i = 0; i <= steps_.size(); ++i) {
-      for (const Content* content : behind[i]) add_gather(*content);
-      if (i < steps_.size()) schedule_.ops.push_back(std::move(steps_[i]));
+      for (const Content* content : behind[i]) placed.push_back((this->*fill)(*content));
+      if (i < steps_.size()) placed.push_back(std::move(steps_[i]));
     }
+    steps_ = std::move(placed);
   }
 
-  void add_gather(const Content& content) {
+  Op gather(const Content& content) const {
     Op op{.kind = OpKind::kGather,
           .unit = content.unit,
           .micro_batch = content.micro_batch,
           .slot = content.slot};
+    if (offloads_) op.stage = input_.slots.stage[at(content.unit)];
     op.accesses = {{BufferKind::kShard, content.unit, false, true},
                    {BufferKind::kSlot, content.slot, true, false, content.unit}};
-    schedule_.ops.push_back(std::move(op));
+    if (offloads_) op.accesses[0] = {BufferKind::kStage, op.stage, false, true, content.unit};
+    return op;
+  }
+
+  Op fetch(const Content& content) const {
+    return {.kind = OpKind::kFetch,
+            .unit = content.unit,
+            .micro_batch = content.micro_batch,
+            .stage = content.slot,
+            .accesses = {{BufferKind::kShard, content.unit},
+                         {BufferKind::kStage, content.slot, true, false, content.unit}}};
   }
 
   const ScheduleInput& input_;
   const CallTree tree_;
   const bool unsharded_;
+  const bool two_level_;
+  const bool offloads_;
   int micro_batch_ = 0;
   std::map<int, int> last_end_;  // By unit with a backward: the call whose backward is its last.
-  std::vector<Op> steps_;        // Everything but gathers.
+  std::vector<int> outer_;       // Units whose sums of all replicas are still to be made.
+  std::vector<Op> steps_;        // At first everything but gathers and fetches.
   Schedule schedule_;
 };
 
@@ -295,23 +386,33 @@ std::vector<Call> calls_in_order(const std::vector<int>& units) {
   return calls;
 }
 
-bool on_communication_stream(OpKind kind) {
-  return kind == OpKind::kGather || kind == OpKind::kReduce;
+Stream stream_of(OpKind kind) {
+  switch (kind) {
+    case OpKind::kGather:
+    case OpKind::kReduce:
+    case OpKind::kReduceOuter:
+    case OpKind::kGatherOuter:
+      return Stream::kCommunication;
+    case OpKind::kFetch:
+    case OpKind::kFetchSums:
+    case OpKind::kStoreSums:
+      return Stream::kCopy;
+    default:
+      return Stream::kCompute;
+  }
 }
 
 bool is_collective(OpKind kind) {
-  return on_communication_stream(kind) || kind == OpKind::kPacket || kind == OpKind::kFence;
-}
-
-bool is_within_shard_group(OpKind kind) {
-  return kind == OpKind::kGather || kind == OpKind::kFence || kind == OpKind::kForward ||
-         kind == OpKind::kBackward;
+  return stream_of(kind) == Stream::kCommunication || kind == OpKind::kPacket ||
+         kind == OpKind::kFence;
 }
 
 std::string_view op_name(OpKind kind) {
   switch (kind) {
     case OpKind::kFence:
       return "fence";
+    case OpKind::kFetch:
+      return "fetch";
     case OpKind::kGather:
       return "gather";
     case OpKind::kForward:
@@ -320,14 +421,42 @@ std::string_view op_name(OpKind kind) {
       return "backward";
     case OpKind::kCollect:
       return "collect";
+    case OpKind::kFetchSums:
+      return "fetch sums";
     case OpKind::kReduce:
       return "reduce";
+    case OpKind::kReduceOuter:
+      return "reduce outer";
+    case OpKind::kGatherOuter:
+      return "gather outer";
+    case OpKind::kStoreSums:
+      return "store sums";
     case OpKind::kPacket:
       return "packet";
     case OpKind::kOptimizer:
       return "optimizer";
   }
   throw InternalError("unknown kind of operation");
+}
+
+std::string_view buffer_name(BufferKind buffer) {
+  switch (buffer) {
+    case BufferKind::kShard:
+      return "shard of unit";
+    case BufferKind::kStage:
+      return "stage";
+    case BufferKind::kSlot:
+      return "slot";
+    case BufferKind::kGradientSlot:
+      return "gradient slot";
+    case BufferKind::kGradientStage:
+      return "gradient stage";
+    case BufferKind::kOuterSlot:
+      return "outer slot";
+    case BufferKind::kGradientShard:
+      return "gradient shard of unit";
+  }
+  throw InternalError("unknown kind of buffer");
 }
 
 Schedule compile(const ScheduleInput& input) {

@@ -24,7 +24,8 @@ class Fnv1a {
 
 void add_op(const Op& op, Fnv1a& hash) {
   for (const int64_t field : {int64_t{static_cast<uint8_t>(op.kind)}, int64_t{op.unit},
-                              int64_t{op.micro_batch}, int64_t{op.slot}, int64_t{op.gradient_slot},
+                              int64_t{static_cast<uint8_t>(op.scope)}, int64_t{op.micro_batch},
+                              int64_t{op.slot}, int64_t{op.gradient_slot}, int64_t{op.stage},
                               int64_t{op.accumulate} + 2 * op.resumed + 4 * op.in_backward}) {
     hash.add(field);
   }
@@ -48,11 +49,24 @@ std::string unit_text(const Op& op, const std::vector<std::string>& names) {
   return op.unit == 0 ? "root" : cat("unit ", op.unit);
 }
 
+std::string_view stream_text(OpKind kind) {
+  switch (stream_of(kind)) {
+    case Stream::kCompute:
+      return "  compute  ";
+    case Stream::kCommunication:
+      return "  comm     ";
+    case Stream::kCopy:
+      return "  copy     ";
+  }
+  throw InternalError("unknown stream");
+}
+
 std::string slots_text(const Op& op) {
   std::string text;
   if (op.slot >= 0) text = cat("slot ", op.slot);
   if (op.gradient_slot >= 0)
     text += cat(text.empty() ? "" : ", ", "gradient slot ", op.gradient_slot);
+  if (op.stage >= 0) text += cat(text.empty() ? "" : ", ", "stage ", op.stage);
   if (op.accumulate) text += ", accumulate";
   if (op.resumed) text += text.empty() ? "resumed" : ", resumed";
   if (op.in_backward) text += text.empty() ? "in backward" : ", in backward";
@@ -74,8 +88,9 @@ std::string after_text(const Op& op) {
 uint64_t Schedule::hash() const {
   Fnv1a hash;
   for (const int64_t field :
-       {int64_t{mesh.replicate}, int64_t{mesh.shard}, int64_t{slots}, int64_t{gradient_slots},
-        int64_t{micro_batches}, static_cast<int64_t>(ops.size())}) {
+       {int64_t{mesh.replicate}, int64_t{mesh.shard}, static_cast<int64_t>(reduction),
+        int64_t{slots}, int64_t{gradient_slots}, int64_t{stages}, int64_t{micro_batches},
+        static_cast<int64_t>(ops.size())}) {
     hash.add(field);
   }
   for (const Op& op : ops) add_op(op, hash);
@@ -83,9 +98,11 @@ uint64_t Schedule::hash() const {
 }
 
 std::string Schedule::to_string(const std::vector<std::string>& unit_names) const {
+  size_t name_width = 9;
   size_t unit_width = 0;
   size_t slots_width = 0;
   for (const Op& op : ops) {
+    name_width = std::max(name_width, op_name(op.kind).size());
     unit_width = std::max(unit_width, unit_text(op, unit_names).size());
     slots_width = std::max(slots_width, slots_text(op).size());
   }
@@ -93,11 +110,11 @@ std::string Schedule::to_string(const std::vector<std::string>& unit_names) cons
   for (size_t i = 0; i < ops.size(); ++i) {
     const Op& op = ops[i];
     std::ostringstream line;
-    line << std::right << std::setw(4) << i
-         << (on_communication_stream(op.kind) ? "  comm     " : "  compute  ") << std::left
-         << std::setw(11) << op_name(op.kind) << std::setw(static_cast<int>(unit_width) + 2)
-         << unit_text(op, unit_names) << "m" << std::setw(4) << op.micro_batch
-         << std::setw(static_cast<int>(slots_width) + 2) << slots_text(op) << after_text(op);
+    line << std::right << std::setw(4) << i << stream_text(op.kind) << std::left
+         << std::setw(static_cast<int>(name_width) + 2) << op_name(op.kind)
+         << std::setw(static_cast<int>(unit_width) + 2) << unit_text(op, unit_names) << "m"
+         << std::setw(4) << op.micro_batch << std::setw(static_cast<int>(slots_width) + 2)
+         << slots_text(op) << after_text(op);
     std::string text = line.str();
     text.erase(text.find_last_not_of(' ') + 1);
     out << text << '\n';

@@ -9,6 +9,7 @@ namespace fsdp::plan {
 namespace {
 
 constexpr int kRoot = 0;
+constexpr int64_t kFloatBytes = sizeof(float);
 
 size_t at(int index) { return static_cast<size_t>(index); }
 
@@ -20,6 +21,7 @@ class Assigner {
       : layout_(layout), placement_(placement), units_(static_cast<int>(layout.units.size())) {
     map_.slot.assign(layout.units.size(), -1);
     map_.gradient_slot.assign(layout.units.size(), -1);
+    map_.stage.assign(layout.units.size(), -1);
   }
 
   SlotMap run() {
@@ -34,6 +36,7 @@ class Assigner {
     map_.slot_bytes.push_back(
         slots && units_ > 0 ? round_up(layout_.unit_bytes(kRoot), kSlotAlignment) : 0);
     place_gradients();
+    place_stages();
     return std::move(map_);
   }
 
@@ -89,6 +92,29 @@ class Assigner {
 
   int64_t gradient_bytes(int unit) const { return layout_.gradient_bytes(unit); }
 
+  void place_stages() {
+    map_.stage_bytes.assign(at(placement_.stages), 0);
+    if (placement_.offloads()) map_.gradient_stage_bytes.assign(map_.gradient_slot_bytes.size(), 0);
+    int turn = 0;
+    for (int unit = kRoot; unit < units_; ++unit) {
+      int64_t shards = 0;
+      int64_t sums = 0;
+      int64_t outer = 0;
+      for (const int b : layout_.of_unit[at(unit)]) {
+        const Bucket& bucket = layout_.buckets[at(b)];
+        shards += bucket.shard_bytes();
+        if (!bucket.trainable) continue;
+        sums += gradient_shard_numel(bucket, placement_) * kFloatBytes;
+        outer += outer_part_numel(bucket, placement_.mesh) * kFloatBytes;
+      }
+      if (placement_.reduction == Reduction::kTwoLevel) grow(map_.outer_bytes, outer);
+      if (!placement_.offloads() || shards == 0) continue;
+      map_.stage[at(unit)] = turn++ % placement_.stages;
+      grow(map_.stage_bytes[at(map_.stage[at(unit)])], shards);
+      if (sums > 0) grow(map_.gradient_stage_bytes[at(map_.gradient_slot[at(unit)])], sums);
+    }
+  }
+
   const Layout& layout_;
   const Placement& placement_;
   const int units_;
@@ -97,6 +123,16 @@ class Assigner {
 };
 
 }  // namespace
+
+int64_t outer_part_numel(const Bucket& bucket, const Mesh& mesh) {
+  constexpr int64_t kQuantum = 64;  // Parts begin on cache lines.
+  return round_up((bucket.shard_numel + mesh.replicate - 1) / mesh.replicate, kQuantum);
+}
+
+int64_t gradient_shard_numel(const Bucket& bucket, const Placement& placement) {
+  if (placement.reduction != Reduction::kTwoLevel) return bucket.shard_numel;
+  return outer_part_numel(bucket, placement.mesh) * placement.mesh.replicate;
+}
 
 SlotMap assign_slots(const Layout& layout, const Placement& placement) {
   return Assigner(layout, placement).run();

@@ -38,9 +38,32 @@ bool group_on_one_host(const Mesh& mesh, const PlaceInput& input) {
 }
 
 Home make_home(const Mesh& mesh, const PlaceInput& input, const PlacementOverrides& overrides) {
-  if (overrides.force_slot_home) return Home::kSlot;
+  if (overrides.force_slot_home || overrides.offload != Offload::kNone) return Home::kSlot;
   if (mesh.shard == 1) return Home::kResident;
   return input.can_share && group_on_one_host(mesh, input) ? Home::kShared : Home::kSlot;
+}
+
+Reduction make_reduction(const Mesh& mesh, const PlaceInput& input,
+                         const PlacementOverrides& overrides) {
+  if (overrides.two_level && input.exact_order) {
+    throw ConfigError(
+        "a reduction in two levels in deterministic mode: its sums depend on the mesh");
+  }
+  const bool hosts = input.ranks_per_host > 0 && input.ranks_per_host < input.ranks;
+  const bool two = mesh.replicate > 1 && !input.exact_order && (hosts || overrides.two_level);
+  return two ? Reduction::kTwoLevel : Reduction::kWorld;
+}
+
+int make_stages(Offload offload, int units) {
+  switch (offload) {
+    case Offload::kNone:
+      return 0;
+    case Offload::kOptimizer:
+      return units + 1;
+    case Offload::kParameters:
+      return std::min(2, units + 1);
+  }
+  throw InternalError("unknown kind of offload");
 }
 
 void refuse_too_few_slots(int slots, int kept, const PlaceInput& input) {
@@ -80,6 +103,8 @@ Placement place(Strategy strategy, const PlaceInput& input, const PlacementOverr
   placement.mesh = make_mesh(strategy, input, overrides);
   placement.home = make_home(placement.mesh, input, overrides);
   placement.accumulation = overrides.accumulation;
+  placement.reduction = make_reduction(placement.mesh, input, overrides);
+  placement.stages = make_stages(overrides.offload, input.units);
   const bool keeps = strategy == Strategy::kShardGradOp || strategy == Strategy::kHybridShardZero2;
   placement.kept_units = keeps && overrides.slots == 0 ? input.units : 0;
   if (overrides.kept_units >= 0) placement.kept_units = std::min(overrides.kept_units, input.units);

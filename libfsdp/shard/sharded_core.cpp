@@ -105,7 +105,8 @@ plan::Placement make_placement(const std::vector<plan::UnitSpec>& specs,
                       .ranks_per_host = comm.ranks_per_host(),
                       .can_share = true,
                       .units = static_cast<int>(specs.size()) - 1,
-                      .nesting_depth = std::max(tree.nesting_depth(), 1)},
+                      .nesting_depth = std::max(tree.nesting_depth(), 1),
+                      .exact_order = options.deterministic},
                      options.placement);
 }
 

@@ -82,7 +82,7 @@ TensorPart parameter_part(ShardedCore& core, const Piece& piece) {
   const DType dtype = bucket_of(core, piece.bucket).dtype;
   TensorPart part = part_of(core, piece, piece.param->name, dtype);
   const auto offset = piece.shard_at * static_cast<int64_t>(dtype_bytes(dtype));
-  attach_memory(part, storage.compute(), storage.shard(piece.bucket) + offset);
+  attach_memory(part, storage.home(), storage.shard(piece.bucket) + offset);
   if (!has_master(core, piece.bucket)) return part;
   part.write = [&storage, piece, dtype](int64_t at, std::span<const std::byte> from) {
     std::vector<float> values(from.size() / dtype_bytes(dtype));
@@ -144,7 +144,7 @@ TensorPart state_part(ShardedCore& core, const Piece& piece, const optim::StateA
     check(
         here.dtype == array.dtype && here.elements_per_value == block && at + part.numel <= values,
         "an optimizer's state is not that of its plan");
-    attach_memory(part, core.executor().compute(), here.values.data() + at * item);
+    attach_memory(part, core.executor().storage().home(), here.values.data() + at * item);
     return part;
   }
   throw InternalError(cat("optimizer state '", array.name, "' is missing on a rank"));

@@ -73,7 +73,7 @@ std::vector<LocalShard> local_shards(ShardedCore& core) {
     }
     const auto view = [&](float* begin) {
       return view_memory(begin + slice.shard_at, {slice.numel}, at::kFloat,
-                         device_of(storage.compute()));
+                         device_of(storage.home()));
     };
     at::Tensor value = view(master).requires_grad_();
     value.mutable_grad() = view(storage.gradient_shard(slice.bucket).data());
@@ -103,7 +103,7 @@ at::Tensor full_gradient(ShardedCore& core, const std::string& name) {
       core, place, "full gradient", [&](const plan::ShardSlice& slice, std::span<float> piece) {
         const auto from =
             storage.gradient_shard(slice.bucket).subspan(static_cast<size_t>(slice.shard_at));
-        storage.compute().read_floats(from.data(), DType::kF32, piece);
+        storage.home().read_floats(from.data(), DType::kF32, piece);
       });
 }
 

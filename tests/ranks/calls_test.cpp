@@ -211,6 +211,14 @@ TEST_P(Calls, TrainAsWithoutSharding) {
     options.strategy = plan::Strategy::kHybridShard;
     options.placement.sharding_group_size = 2;
     expect_near(train_sharded_zoo(GetParam(), 4, kAll, options), truth);
+    options.deterministic = false;
+    options.placement.two_level = true;
+    expect_near(train_sharded_zoo(GetParam(), 4, kAll, options), truth);
+    for (const plan::Offload offload : {plan::Offload::kParameters, plan::Offload::kOptimizer}) {
+      options.placement.offload = offload;
+      SCOPED_TRACE("offloaded");
+      expect_near(train_sharded_zoo(GetParam(), 4, kAll, options), truth);
+    }
     options = base_options();
     options.optimizer = {.kind = optim::OptimizerKind::kSgd};
     options.groups = {{.name = "all"}};

@@ -63,6 +63,7 @@ struct Case {
   int ranks;
   DType dtype = DType::kF32;
   int group = 0;
+  plan::Offload offload = plan::Offload::kNone;
 };
 
 class DeviceTraining : public ::testing::TestWithParam<std::tuple<const char*, Case>> {};
@@ -74,6 +75,7 @@ TEST_P(DeviceTraining, HasTheBitsOfTheHost) {
   options.param_dtype = one.dtype;
   options.placement.sharding_group_size = one.group;
   options.placement.force_slot_home = true;
+  options.placement.offload = one.offload;
   options.deterministic = true;
   const int micro_batches = 2 * one.ranks - 1;
   const Trajectory host = train_sharded(one.ranks, micro_batches, options);
@@ -91,7 +93,11 @@ INSTANTIATE_TEST_SUITE_P(
                           Case{"Full3Bf16", plan::Strategy::kFullShard, 3, DType::kBF16},
                           Case{"GradOp2", plan::Strategy::kShardGradOp, 2},
                           Case{"Hybrid4", plan::Strategy::kHybridShard, 4, DType::kF32, 2},
-                          Case{"None2", plan::Strategy::kNoShard, 2})),
+                          Case{"None2", plan::Strategy::kNoShard, 2},
+                          Case{"OffloadedParameters2", plan::Strategy::kFullShard, 2, DType::kBF16,
+                               0, plan::Offload::kParameters},
+                          Case{"OffloadedOptimizer2", plan::Strategy::kFullShard, 2, DType::kF32, 0,
+                               plan::Offload::kOptimizer})),
     [](const auto& info) {
       return cat(std::get<0>(info.param), "_", std::get<1>(info.param).name);
     });
@@ -103,6 +109,11 @@ TEST(DeviceTrainingFast, FollowsThePlainLoopWhereSumsHaveNoOrder) {
   options.strategy = plan::Strategy::kHybridShard;
   options.placement.sharding_group_size = 2;
   expect_close(train_on_device("nccl", 4, 4, options), train_plainly(4), 1e-6, 5e-6);
+  options.placement.two_level = true;
+  for (const plan::Offload offload : {plan::Offload::kNone, plan::Offload::kParameters}) {
+    options.placement.offload = offload;
+    expect_close(train_on_device("nccl", 4, 4, options), train_plainly(4), 1e-6, 5e-6);
+  }
 }
 
 }  // namespace

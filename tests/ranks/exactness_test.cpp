@@ -117,7 +117,11 @@ std::vector<Case> cases() {
           {"hybrid zero 2",
            Strategy::kHybridShardZero2,
            {.sharding_group_size = 2, .force_slot_home = true}},
-          {"no shard", Strategy::kNoShard, {}}};
+          {"no shard", Strategy::kNoShard, {}},
+          {"offloaded parameters", Strategy::kFullShard, {.offload = plan::Offload::kParameters}},
+          {"offloaded optimizer, hybrid",
+           Strategy::kHybridShard,
+           {.sharding_group_size = 2, .offload = plan::Offload::kOptimizer}}};
 }
 
 ShardOptions exact_options(const Case& one, bool recompute, DType dtype) {
@@ -150,6 +154,23 @@ INSTANTIATE_TEST_SUITE_P(Dtypes, Exactness, ::testing::Values(DType::kF32, DType
                          [](const auto& info) {
                            return std::string(info.param == DType::kF32 ? "F32" : "BF16");
                          });
+
+// Fast mode: sums over replicas come last, whatever the mesh.
+TEST(ExactnessTest, TwoLevelsOfReductionFollowToSixDigits) {
+  ShardOptions options = exact_options(cases().front(), false, DType::kF32);
+  const Course truth = train(1, options);
+  options.deterministic = false;
+  options.strategy = plan::Strategy::kHybridShard;
+  for (const plan::Offload offload : {plan::Offload::kNone, plan::Offload::kParameters}) {
+    for (const int group : {1, 2}) {
+      options.placement = {.sharding_group_size = group, .two_level = true, .offload = offload};
+      const Course got = train(4, options);
+      ASSERT_EQ(got.losses.size(), truth.losses.size());
+      for (size_t i = 0; i < std::min<size_t>(20, truth.losses.size()); ++i)
+        EXPECT_NEAR(got.losses[i], truth.losses[i], 1e-6 * truth.losses[i]) << "step " << i;
+    }
+  }
+}
 
 TEST(ExactnessTest, AnotherSeedOfDropoutChangesThem) {
   ShardOptions options = exact_options(cases().front(), false, DType::kF32);

@@ -197,10 +197,30 @@ std::vector<Setting> settings() {
                    {.force_slot_home = true, .accumulation = plan::Accumulation::kUnsharded}});
     all.push_back({plan::Strategy::kShardGradOp, ranks, {.force_slot_home = true}});
     all.push_back({plan::Strategy::kNoShard, ranks, {}});
+    all.push_back({plan::Strategy::kNoShard, ranks, {.two_level = true}});
+    for (const plan::Offload offload : {plan::Offload::kParameters, plan::Offload::kOptimizer}) {
+      all.push_back({plan::Strategy::kFullShard, ranks, {.offload = offload}});
+      all.push_back({plan::Strategy::kFullShard,
+                     ranks,
+                     {.slots = 1, .gradient_slots = 1, .offload = offload}});
+      all.push_back({plan::Strategy::kNoShard, ranks, {.two_level = true, .offload = offload}});
+      all.push_back({plan::Strategy::kFullShard,
+                     ranks,
+                     {.accumulation = plan::Accumulation::kUnsharded, .offload = offload}});
+    }
     if (ranks % 2 != 0) continue;
     all.push_back({plan::Strategy::kHybridShard, ranks, {.sharding_group_size = 2}});
     all.push_back(
         {plan::Strategy::kHybridShard, ranks, {.sharding_group_size = 2, .force_slot_home = true}});
+    all.push_back({plan::Strategy::kHybridShard,
+                   ranks,
+                   {.gradient_slots = 1, .sharding_group_size = 2, .two_level = true}});
+    all.push_back({plan::Strategy::kHybridShard,
+                   ranks,
+                   {.sharding_group_size = 2,
+                    .accumulation = plan::Accumulation::kUnsharded,
+                    .two_level = true,
+                    .offload = plan::Offload::kParameters}});
   }
   return all;
 }
@@ -261,6 +281,9 @@ TEST(Executor, TakesTheMemoryThatThePlanSays) {
       const int64_t pages = 4096 * (2 * kUnits + 8);
       EXPECT_GE(executor->storage().allocated_bytes(), planned.total());
       EXPECT_LE(executor->storage().allocated_bytes(), planned.total() + pages);
+      EXPECT_GE(executor->storage().offloaded_bytes(), planned.offloads ? planned.state() : 0);
+      EXPECT_LE(executor->storage().offloaded_bytes(),
+                planned.offloads ? planned.state() + pages : 0);
     });
   }
 }

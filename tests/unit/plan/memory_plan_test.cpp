@@ -70,6 +70,32 @@ TEST(MemoryPlanTest, UnshardedSumsHaveAGradientSlotForEachUnit) {
   EXPECT_EQ(plan_memory(small_layout(2), placement, state_of(8)).gradient_slots, (3 + 1) * 4096);
 }
 
+TEST(MemoryPlanTest, OffloadedStateIsOnTheHostAndStagesAreNot) {
+  Placement placement = slots(2);
+  placement.stages = 2;
+  const MemoryPlan plan = plan_memory(small_layout(2), placement, state_of(8));
+  // Shards: root 512 x 2 and b 512 x 2 share stage 0, a 2560 x 2 + 256 x 4 is stage 1. Sums: those
+  // of a, 2560 x 4, and of the root, 512 x 4.
+  EXPECT_EQ(plan.stages, (1 + 2) * 4096 + (3 + 1) * 4096);
+  EXPECT_EQ(plan.total(), plan.transient());
+  EXPECT_EQ(plan.transient(),
+            plan.gather_slots + plan.gradient_slots + plan.root_slots + plan.stages);
+  EXPECT_NE(plan.to_string().find("on the host"), std::string::npos);
+  placement.stages = 3;
+  EXPECT_EQ(plan_memory(small_layout(2), placement, state_of(8)).stages,
+            (1 + 2 + 1) * 4096 + (3 + 1) * 4096);
+}
+
+TEST(MemoryPlanTest, SumsInTwoLevelsTakePartsOfEqualSizeAndASlotForOne) {
+  Placement placement = slots(1);
+  placement.mesh = {3, 1};
+  placement.reduction = Reduction::kTwoLevel;
+  const Layout layout = make_layout({{"", {{"w", {1024}, DType::kF32}}}}, placement.mesh);
+  const MemoryPlan plan = plan_memory(layout, placement, state_of(0));
+  EXPECT_EQ(plan.gradient_shards, 3 * 384 * 4) << "a third of 1024, rounded up to 64";
+  EXPECT_EQ(plan.outer_slot, 4096);
+}
+
 TEST(MemoryPlanTest, AModelOfARootAloneNeedsItsSlotsOnly) {
   const Layout layout = make_layout({{"", {{"w", {4096}, DType::kF32}}}}, {1, 2});
   const MemoryPlan plan = plan_memory(layout, slots(2), state_of(0));

@@ -55,7 +55,7 @@ Schedule without_op(Schedule schedule, int op) {
   const Op& dropped = schedule.ops[static_cast<size_t>(op)];
   for (size_t i = static_cast<size_t>(op) + 1; i < schedule.ops.size(); ++i) {
     Op& heir = schedule.ops[i];
-    if (on_communication_stream(heir.kind) != on_communication_stream(dropped.kind)) continue;
+    if (stream_of(heir.kind) != stream_of(dropped.kind)) continue;
     heir.after.insert(heir.after.end(), dropped.after.begin(), dropped.after.end());
     break;
   }
@@ -82,6 +82,13 @@ Schedule with_gradient_slot(Schedule schedule, int op, int slot) {
   Op& changed = schedule.ops[static_cast<size_t>(op)];
   change_access(changed, BufferKind::kGradientSlot, changed.gradient_slot, slot);
   changed.gradient_slot = slot;
+  return schedule;
+}
+
+Schedule with_stage(Schedule schedule, int op, int stage) {
+  Op& changed = schedule.ops[static_cast<size_t>(op)];
+  change_access(changed, BufferKind::kStage, changed.stage, stage);
+  changed.stage = stage;
   return schedule;
 }
 
@@ -124,7 +131,14 @@ std::vector<Mutation> changed_slots(const Schedule& schedule) {
       mutations.push_back(
           {cat(name(schedule, op), " in slot ", slot), with_slot(schedule, op, slot)});
     }
-    for (int slot = 0; o.gradient_slot >= 0 && slot <= schedule.gradient_slots; ++slot) {
+    for (int stage = 0; o.stage >= 0 && stage < schedule.stages; ++stage) {
+      if (stage == o.stage) continue;
+      mutations.push_back(
+          {cat(name(schedule, op), " in stage ", stage), with_stage(schedule, op, stage)});
+    }
+    const bool collects = o.kind == OpKind::kCollect || o.kind == OpKind::kReduce;
+    for (int slot = 0; collects && o.gradient_slot >= 0 && slot <= schedule.gradient_slots;
+         ++slot) {
       if (slot == o.gradient_slot) continue;
       mutations.push_back({cat(name(schedule, op), " in gradient slot ", slot),
                            with_gradient_slot(schedule, op, slot)});

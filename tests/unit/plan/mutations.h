@@ -25,13 +25,16 @@ Schedule with_slot(Schedule schedule, int op, int slot);
 /// With operation `op` using gradient slot `slot`, in its accesses too.
 Schedule with_gradient_slot(Schedule schedule, int op, int slot);
 
+/// With operation `op` using stage `stage`, in its accesses too.
+Schedule with_stage(Schedule schedule, int op, int stage);
+
 /// Every schedule that lacks one dependency.
 std::vector<Mutation> dropped_dependencies(const Schedule& schedule);
 /// Every schedule that lacks one operation of `kind`.
 std::vector<Mutation> dropped_ops(const Schedule& schedule, OpKind kind);
 /// Every schedule with two neighbours in the issue order exchanged.
 std::vector<Mutation> swapped_neighbours(const Schedule& schedule);
-/// Every schedule with one operation in another slot, or gradient slot, than compiled.
+/// Every schedule with one operation in another slot, gradient slot or stage than compiled.
 std::vector<Mutation> changed_slots(const Schedule& schedule);
 
 }  // namespace fsdp::plan

@@ -128,13 +128,15 @@ TEST(RaceCheckTest, EverySingleDependencyIsNeeded) {
   EXPECT_GT(dependencies, 500);
 }
 
-TEST(RaceCheckTest, EveryGatherReduceCollectFenceAndEndOfStepIsNeeded) {
+TEST(RaceCheckTest, EveryOperationThatIsNotTheModelsIsNeeded) {
   for (unsigned seed = 0; seed < draws(60); ++seed) {
     std::mt19937 random(seed + 2000);
     const ScheduleInput input = random_input(random, 7);
     const Schedule schedule = compile(input);
-    for (const OpKind kind : {OpKind::kFence, OpKind::kGather, OpKind::kCollect, OpKind::kReduce,
-                              OpKind::kPacket, OpKind::kOptimizer}) {
+    for (const OpKind kind :
+         {OpKind::kFence, OpKind::kFetch, OpKind::kGather, OpKind::kCollect, OpKind::kFetchSums,
+          OpKind::kReduce, OpKind::kReduceOuter, OpKind::kGatherOuter, OpKind::kStoreSums,
+          OpKind::kPacket, OpKind::kOptimizer}) {
       for (const Mutation& mutation : dropped_ops(schedule, kind)) {
         ASSERT_NE(first_race(mutation.schedule, 2 * schedule.mesh.replicate), "")
             << mutation.what << ": " << describe(input) << "\n"

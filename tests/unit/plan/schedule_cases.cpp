@@ -71,6 +71,8 @@ class Drawing {
     if (one_in(random_, 4)) p.kept_units = between(random_, 0, units);
     p.gradient_slots = between(random_, 1, 3);
     if (one_in(random_, 4)) p.accumulation = Accumulation::kUnsharded;
+    if (p.mesh.replicate > 1 && one_in(random_, 2)) p.reduction = Reduction::kTwoLevel;
+    if (p.home == Home::kSlot && one_in(random_, 3)) p.stages = between(random_, 1, units + 1);
     input_.micro_batches = between(random_, 1, 4);
   }
 
@@ -233,6 +235,8 @@ std::string describe(const ScheduleInput& input) {
                          : p.home == Home::kShared ? ", shared"
                                                    : "",
                          p.accumulation == Accumulation::kUnsharded ? ", unsharded sums" : "",
+                         p.reduction == Reduction::kTwoLevel ? ", two levels" : "",
+                         p.offloads() ? cat(", ", p.stages, " stages") : "",
                          input.recompute ? ", recompute" : "", "; calls:");
   for (size_t i = 0; i < input.calls.size(); ++i) {
     const Call& call = input.calls[i];

@@ -159,6 +159,57 @@ TEST(ScheduleTest, UnshardedSumsAreReducedOnceAStep) {
 )");
 }
 
+TEST(ScheduleTest, ReplicasAddTheirSumsOnceAStep) {
+  ScheduleInput input = simple_input(3, 2, 1, 2);
+  input.placement.mesh = {2, 2};
+  input.placement.reduction = Reduction::kTwoLevel;
+  const Schedule schedule = compile(input);
+  EXPECT_EQ(count(schedule, OpKind::kReduce), 4 * 2);
+  EXPECT_EQ(count(schedule, OpKind::kReduceOuter), 4);
+  EXPECT_EQ(count(schedule, OpKind::kGatherOuter), 4);
+  for (const Op& op : schedule.ops) {
+    const bool outer = op.kind == OpKind::kReduceOuter;
+    EXPECT_TRUE(op.kind != OpKind::kReduce || op.scope == Scope::kShardGroup);
+    EXPECT_TRUE(!outer || (op.scope == Scope::kReplicas && op.micro_batch == 1));
+  }
+  // Behind the collection that needs the slot anyway, so that nobody waits more.
+  const int outer = find_op(schedule, OpKind::kReduceOuter, 3);
+  EXPECT_EQ(outer, find_op(schedule, OpKind::kCollect, 2, 1) + 1);
+  EXPECT_LT(find_op(schedule, OpKind::kReduceOuter, 0), find_op(schedule, OpKind::kPacket, -1));
+}
+
+TEST(ScheduleTest, OffloadedShardsAreFetchedAsSoonAsTheirStageIsFree) {
+  ScheduleInput input = simple_input(2, 2, 1, 1);
+  input.placement.stages = 2;
+  input.slots =
+      assign_slots(make_layout(make_units({0, 0, 0}, {true, true, true}), {1, 2}), input.placement);
+  EXPECT_EQ(compile(input).to_string(),
+            R"(   0  copy     fetch       root    m0   stage 0          after previous 22
+   1  copy     fetch       unit 1  m0   stage 1
+   2  comm     gather      root    m0   slot 2, stage 0  after 0
+   3  copy     fetch       unit 2  m0   stage 0          after 2 released
+   4  comm     gather      unit 1  m0   slot 0, stage 1  after 1
+   5  comm     gather      unit 2  m0   slot 1, stage 0  after 3
+   6  compute  forward     root    m0   slot 2           after 2
+   7  compute  forward     unit 1  m0   slot 0           after 4
+   8  compute  forward     unit 2  m0   slot 1           after 5
+   9  compute  backward    unit 2  m0   slot 1
+  10  compute  collect     unit 2  m0   gradient slot 0
+  11  comm     reduce      unit 2  m0   gradient slot 0  after 10
+  12  copy     store sums  unit 2  m0   gradient slot 0  after 11
+  13  compute  backward    unit 1  m0   slot 0
+  14  compute  collect     unit 1  m0   gradient slot 0  after 11 released
+  15  comm     reduce      unit 1  m0   gradient slot 0  after 12, 14
+  16  copy     store sums  unit 1  m0   gradient slot 0  after 15
+  17  compute  backward    root    m0   slot 2
+  18  compute  collect     root    m0   gradient slot 1
+  19  comm     reduce      root    m0   gradient slot 1  after 18
+  20  copy     store sums  root    m0   gradient slot 1  after 19
+  21  compute  packet              m0                    after 20
+  22  compute  optimizer           m0
+)");
+}
+
 TEST(ScheduleTest, InTheSharedHomeAFenceTakesThePlaceOfGathers) {
   const Schedule s = compile(with_home(simple_input(1, 1, 1, 1), Home::kShared));
   EXPECT_EQ(s.to_string(),
@@ -414,10 +465,14 @@ TEST(ScheduleTest, AUnitKeepsItsSlotsForTheWholeStep) {
     SCOPED_TRACE(describe(input));
     for (const Op& op : compile(input).ops) {
       if (op.unit < 0) continue;
-      const bool gradients = op.kind == OpKind::kCollect || op.kind == OpKind::kReduce;
+      const bool fetch = op.kind == OpKind::kFetch;
+      const bool gather = op.kind == OpKind::kGather;
+      const bool model = op.kind == OpKind::kForward || op.kind == OpKind::kBackward;
+      const bool gradients = !fetch && !gather && !model;
       const auto unit = static_cast<size_t>(op.unit);
-      EXPECT_EQ(op.slot, gradients ? -1 : input.slots.slot[unit]);
+      EXPECT_EQ(op.slot, gather || model ? input.slots.slot[unit] : -1);
       EXPECT_EQ(op.gradient_slot, gradients ? input.slots.gradient_slot[unit] : -1);
+      EXPECT_EQ(op.stage, fetch || gather ? input.slots.stage[unit] : -1);
     }
   }
 }
@@ -498,6 +553,10 @@ TEST(ScheduleTest, HashSeesEveryField) {
   changed("shard", [](Schedule& s) { s.mesh.shard = 3; });
   changed("slots", [](Schedule& s) { s.slots = 3; });
   changed("gradient slots", [](Schedule& s) { s.gradient_slots = 3; });
+  changed("reduction", [](Schedule& s) { s.reduction = Reduction::kTwoLevel; });
+  changed("stages", [](Schedule& s) { s.stages = 3; });
+  changed("scope", [](Schedule& s) { s.ops[8].scope = Scope::kReplicas; });
+  changed("stage", [](Schedule& s) { s.ops[8].stage = 1; });
   changed("micro-batches", [](Schedule& s) { s.micro_batches = 3; });
   changed("kind", [](Schedule& s) { s.ops[8].kind = OpKind::kForward; });
   changed("unit", [](Schedule& s) { s.ops[8].unit = 2; });

@@ -166,5 +166,32 @@ TEST(MeshTest, GroupsPartitionTheWorld) {
   }
 }
 
+TEST(StrategyTest, ReplicasOnSeveralHostsReduceInTwoLevels) {
+  const PlaceInput hosts{.ranks = 8, .ranks_per_host = 4, .units = 3};
+  EXPECT_EQ(place(Strategy::kHybridShard, hosts).reduction, Reduction::kTwoLevel);
+  EXPECT_EQ(place(Strategy::kNoShard, hosts).reduction, Reduction::kTwoLevel);
+  EXPECT_EQ(place(Strategy::kFullShard, hosts).reduction, Reduction::kWorld);
+  PlaceInput exact = hosts;
+  exact.exact_order = true;
+  EXPECT_EQ(place(Strategy::kHybridShard, exact).reduction, Reduction::kWorld);
+  EXPECT_THROW(place(Strategy::kHybridShard, exact, {.two_level = true}), ConfigError);
+  const PlaceInput one_host{.ranks = 4, .ranks_per_host = 4, .units = 3};
+  const PlacementOverrides pairs{.sharding_group_size = 2};
+  EXPECT_EQ(place(Strategy::kHybridShard, one_host, pairs).reduction, Reduction::kWorld);
+  const PlacementOverrides forced{.sharding_group_size = 2, .two_level = true};
+  EXPECT_EQ(place(Strategy::kHybridShard, one_host, forced).reduction, Reduction::kTwoLevel);
+}
+
+TEST(StrategyTest, WhatIsOffloadedIsGatheredIntoSlots) {
+  const PlaceInput input{.ranks = 2, .can_share = true, .units = 3};
+  for (const Strategy strategy : {Strategy::kFullShard, Strategy::kNoShard}) {
+    const Placement parameters = place(strategy, input, {.offload = Offload::kParameters});
+    EXPECT_EQ(parameters.home, Home::kSlot);
+    EXPECT_EQ(parameters.stages, 2);
+    EXPECT_EQ(place(strategy, input, {.offload = Offload::kOptimizer}).stages, 4);
+    EXPECT_FALSE(place(strategy, input).offloads());
+  }
+}
+
 }  // namespace
 }  // namespace fsdp::plan
