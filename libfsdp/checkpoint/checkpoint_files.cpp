@@ -1,5 +1,6 @@
 #include "libfsdp/checkpoint/checkpoint_files.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/file.h>
@@ -10,19 +11,19 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
-#include <filesystem>
+#include <memory>
+#include <new>
 #include <random>
 #include <system_error>
 #include <utility>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/base/log.h"
+#include "libfsdp/checkpoint/joined.h"
 #include "libfsdp/io/file.h"
 
 namespace fsdp::checkpoint {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr std::string_view kCheckpointPrefix = "checkpoint-";
 constexpr std::string_view kTemporaryPrefix = ".tmp-checkpoint-";
@@ -31,7 +32,8 @@ constexpr std::string_view kLatestPrefix = ".tmp-latest-";
 constexpr std::string_view kOldPrefix = ".old-checkpoint-";
 
 [[noreturn]] void fail(const std::string& what, int code) {
-  const std::string text = cat("[checkpoint] ", what, ": ", std::generic_category().message(code));
+  const std::string text =
+      joined("[checkpoint] ", what, ": ", std::generic_category().message(code));
   if (code == EACCES || code == EPERM || code == EROFS || code == ENOTDIR || code == ENOENT)
     throw ConfigError(text);
   throw HostResourceError(text);
@@ -54,6 +56,8 @@ std::optional<int64_t> number_of(std::string_view digits) {
   return value;
 }
 
+bool is_dots(std::string_view name) { return name == "." || name == ".."; }
+
 bool cannot(int code) { return code == EINVAL || code == ENOSYS || code == EOPNOTSUPP; }
 
 /// False if `to` exists.
@@ -69,13 +73,40 @@ bool rename_unless_taken(const std::string& from, const std::string& to) {
   fail(cat(from, ": rename to ", to), code);
 }
 
+/// Removes a file, or a directory with all that is in it; 0 or an errno. Follows no links, and
+/// needs no heap of ours: it has to work when memory is what has run out.
+int remove_tree_at(int parent, const char* name) {
+  constexpr int kAttempts = 4;  // A file may be made, or fail to go, in the meantime.
+  int code = 0;
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    if (::unlinkat(parent, name, 0) == 0 || errno == ENOENT) return 0;
+    code = errno;
+    if (code != EISDIR && code != EPERM) continue;
+    const int descriptor = ::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR* const directory = descriptor < 0 ? nullptr : ::fdopendir(descriptor);
+    if (directory == nullptr) {
+      code = errno;
+      if (descriptor >= 0) ::close(descriptor);
+      continue;
+    }
+    while (const dirent* const entry = ::readdir(directory)) {
+      if (!is_dots(entry->d_name)) remove_tree_at(descriptor, entry->d_name);
+    }
+    ::closedir(directory);
+    if (::unlinkat(parent, name, AT_REMOVEDIR) == 0 || errno == ENOENT) return 0;
+    code = errno;
+  }
+  return code;
+}
+
 void remove_tree_quietly(const std::string& path) noexcept {
+  const int code = remove_tree_at(AT_FDCWD, path.c_str());
+  if (code == 0) return;
   try {
-    std::error_code error;
-    fs::remove_all(path, error);
-    if (error) log::warning(cat("[checkpoint] ", path, ": cannot be removed: ", error.message()));
-  } catch (...) {
-    log::warning("[checkpoint] a temporary directory cannot be removed: out of memory");
+    log::warning(
+        cat("[checkpoint] ", path, ": cannot be removed: ", std::generic_category().message(code)));
+  } catch (const std::bad_alloc&) {
+    log::warning("[checkpoint] a temporary directory cannot be removed");
   }
 }
 
@@ -86,7 +117,7 @@ bool is_leftover(std::string_view name) {
 
 }  // namespace
 
-std::string checkpoint_name(int64_t step) { return cat(kCheckpointPrefix, step); }
+std::string checkpoint_name(int64_t step) { return joined(kCheckpointPrefix, step); }
 
 std::optional<int64_t> step_of_name(std::string_view name) {
   if (!name.starts_with(kCheckpointPrefix)) return std::nullopt;
@@ -99,13 +130,18 @@ std::optional<int64_t> step_of_old_name(std::string_view name) {
   return number_of(name.substr(0, name.find('-')));
 }
 
+// Not std::filesystem's iterators: those of GCC 12 end the program when memory runs out.
 std::vector<std::string> names_in(const std::string& directory) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> open(::opendir(directory.c_str()), &::closedir);
+  if (open == nullptr) fail(cat(directory, ": cannot list the directory"), errno);
   std::vector<std::string> names;
-  std::error_code error;
-  fs::directory_iterator entry(directory, error);
-  for (; !error && entry != fs::directory_iterator(); entry.increment(error))
-    names.push_back(entry->path().filename().string());
-  if (error) fail(cat(directory, ": cannot list the directory"), error.value());
+  for (;;) {
+    errno = 0;
+    const dirent* const entry = ::readdir(open.get());
+    if (entry == nullptr) break;
+    if (!is_dots(entry->d_name)) names.emplace_back(entry->d_name);
+  }
+  if (errno != 0) fail(cat(directory, ": cannot list the directory"), errno);
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -160,8 +196,8 @@ Claim::~Claim() {
 
 TemporaryCheckpoint::TemporaryCheckpoint(std::string parent, int64_t step)
     : parent_(std::move(parent)),
-      name_(cat(kTemporaryPrefix, step, "-", nonce())),
-      path_(cat(parent_, "/", name_)) {
+      name_(joined(kTemporaryPrefix, step, "-", nonce())),
+      path_(joined(parent_, "/", name_)) {
   if (::mkdir(path_.c_str(), 0755) != 0) fail(cat(path_, ": cannot make the directory"), errno);
   auto claim = Claim::take(path_);
   if (claim) claim_ = std::move(*claim);
@@ -177,7 +213,7 @@ void TemporaryCheckpoint::remove() noexcept {
 }
 
 void TemporaryCheckpoint::publish(const std::string& name, bool overwrite) {
-  const std::string final_path = cat(parent_, "/", name);
+  const std::string final_path = joined(parent_, "/", name);
   if (overwrite && name_exists(final_path)) {
     exchange_names(final_path);
   } else {
@@ -201,7 +237,8 @@ void TemporaryCheckpoint::take_name(const std::string& final_path) {
 
 void TemporaryCheckpoint::exchange_names(const std::string& final_path) {
   const auto old_claim = Claim::take(final_path);  // It gets a temporary name in a moment.
-  const std::string old_path = cat(parent_, "/", kOldPrefix, name_.substr(kTemporaryPrefix.size()));
+  const std::string old_path =
+      joined(parent_, "/", kOldPrefix, name_.substr(kTemporaryPrefix.size()));
   const auto exchange = [&] {
     return ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, final_path.c_str(), RENAME_EXCHANGE);
   };
@@ -229,26 +266,31 @@ void TemporaryCheckpoint::exchange_names(const std::string& final_path) {
 }
 
 void remove_checkpoint(const std::string& parent, const std::string& name) {
-  const std::string path = cat(parent, "/", name);
+  const std::string path = joined(parent, "/", name);
   const auto claim = Claim::take(path);
-  const std::string removed = cat(parent, "/", kRemovedPrefix, name, "-", nonce());
+  const std::string removed = joined(parent, "/", kRemovedPrefix, name, "-", nonce());
   if (::rename(path.c_str(), removed.c_str()) != 0) {
     if (errno == ENOENT) return;
     fail(cat(path, ": rename to ", removed), errno);
   }
-  io::sync_directory(parent);
+  try {
+    io::sync_directory(parent);
+  } catch (...) {
+    ::rename(removed.c_str(), path.c_str());
+    throw;
+  }
   remove_tree_quietly(removed);
 }
 
 void write_latest(const std::string& parent, const std::string& name) {
-  const std::string temporary = cat(parent, "/", kLatestPrefix, nonce());
+  const std::string temporary = joined(parent, "/", kLatestPrefix, nonce());
   try {
     const io::File file = io::File::create(temporary);
     const auto claim = Claim::take(temporary);
-    const std::string text = cat(name, "\n");
+    const std::string text = joined(name, "\n");
     file.write_at(0, std::as_bytes(std::span(text.data(), text.size())));
     file.sync();
-    io::rename_file(temporary, cat(parent, "/", kLatestFile));
+    io::rename_file(temporary, joined(parent, "/", kLatestFile));
   } catch (...) {
     ::unlink(temporary.c_str());
     throw;
@@ -257,7 +299,7 @@ void write_latest(const std::string& parent, const std::string& name) {
 }
 
 std::optional<std::string> read_latest(const std::string& parent) {
-  const std::string path = cat(parent, "/", kLatestFile);
+  const std::string path = joined(parent, "/", kLatestFile);
   if (!name_exists(path)) return std::nullopt;
   try {
     std::string name = io::read_text(path, 256);
@@ -274,10 +316,10 @@ std::vector<std::string> remove_leftovers(const std::string& parent) {
   for (const std::string& name : names_in(parent)) {
     const auto old_step = step_of_old_name(name);
     if (!is_leftover(name) && !old_step) continue;
-    const std::string path = cat(parent, "/", name);
+    const std::string path = joined(parent, "/", name);
     const auto claim = Claim::take(path);
     if (!claim) continue;
-    if (old_step && rename_unless_taken(path, cat(parent, "/", checkpoint_name(*old_step)))) {
+    if (old_step && rename_unless_taken(path, joined(parent, "/", checkpoint_name(*old_step)))) {
       io::sync_directory(parent);
       continue;
     }

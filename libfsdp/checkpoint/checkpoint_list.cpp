@@ -10,6 +10,7 @@
 #include "libfsdp/base/error.h"
 #include "libfsdp/base/log.h"
 #include "libfsdp/checkpoint/checkpoint_files.h"
+#include "libfsdp/checkpoint/joined.h"
 #include "libfsdp/checkpoint/verdict.h"
 #include "libfsdp/checkpoint/verify.h"
 
@@ -17,7 +18,7 @@ namespace fsdp::checkpoint {
 namespace {
 
 void check_size(const std::string& checkpoint, const std::string& file, int64_t bytes) {
-  const std::string path = cat(checkpoint, "/", file);
+  const std::string path = joined(checkpoint, "/", file);
   struct stat status;
   if (::stat(path.c_str(), &status) != 0) {
     throw ModelError(cat("[checkpoint] ", path, ": ", std::generic_category().message(errno)));
@@ -63,7 +64,7 @@ CheckpointList::CheckpointList(std::string output_directory)
 }
 
 void CheckpointList::consider(const std::string& name, int64_t step) {
-  const std::string path = cat(output_directory_, "/", name);
+  const std::string path = joined(output_directory_, "/", name);
   try {
     const Manifest manifest = read_checked_manifest(path);
     if (manifest.step != step) {
@@ -95,6 +96,7 @@ void CheckpointList::share_list(comm::Communicator& comm) {
 std::optional<CheckpointEntry> CheckpointList::newest_whole(comm::Communicator& comm) {
   share_list(comm);
   Verdict verdict(comm);
+  verdict.reserve();
   while (!entries_.empty()) {
     const CheckpointEntry entry = entries_.back();
     Outcome outcome;

@@ -13,6 +13,7 @@
 #include "libfsdp/base/log.h"
 #include "libfsdp/checkpoint/checkpoint_files.h"
 #include "libfsdp/checkpoint/checkpoint_list.h"
+#include "libfsdp/checkpoint/joined.h"
 #include "libfsdp/checkpoint/manifest.h"
 #include "libfsdp/comm/quiet_thread.h"
 #include "libfsdp/io/file.h"
@@ -39,6 +40,7 @@ struct CheckpointSave::Flight {
   SaveRequest request;
   std::optional<TemporaryCheckpoint> temporary;  // On rank 0.
   std::string directory;
+  std::string final_path;
   std::optional<RangeWriter> writer;
   Outcome outcome;  // Of this rank's part; belongs to the thread until `written`.
   std::atomic<bool> written{false};
@@ -70,6 +72,8 @@ CheckpointSave::CheckpointSave(comm::Communicator& comm, std::string output_dire
       committed_(comm) {
   Outcome outcome;
   outcome.run([&] {
+    written_.reserve();
+    committed_.reserve();
     if (comm_.rank() != 0) return;
     make_directories(output_directory_);
     for (const std::string& name : remove_leftovers(output_directory_)) {
@@ -110,7 +114,7 @@ void CheckpointSave::start(SaveRequest request) {
   flight_ = std::move(flight);
   const auto write = [&own, rank = comm_.rank(), size = comm_.size()] { own.write(rank, size); };
   own.outcome.run([&] {
-    own.directory = cat(output_directory_, "/", outcomes[0].text);
+    own.directory = joined(output_directory_, "/", outcomes[0].text);
     own.writer.emplace(own.directory);
     if (!own.request.in_background) return;
     own.thread = comm::start_quiet_thread([write, rank = comm_.rank()] {
@@ -125,10 +129,10 @@ void CheckpointSave::begin(Flight& flight, Outcome& outcome) {
   const int64_t step = flight.request.step;
   outcome.values[0] = step;
   check(step >= 0 && flight.request.write != nullptr, "checkpoint: no step, or nothing to write");
+  flight.final_path = joined(output_directory_, "/", checkpoint_name(step));
   if (comm_.rank() != 0) return;
-  const std::string final_path = cat(output_directory_, "/", checkpoint_name(step));
-  if (!flight.request.overwrite && name_exists(final_path)) {
-    throw ConfigError(cat("[checkpoint] ", final_path,
+  if (!flight.request.overwrite && name_exists(flight.final_path)) {
+    throw ConfigError(cat("[checkpoint] ", flight.final_path,
                           " exists already. Hint: choose another output directory, or allow the "
                           "checkpoint to be overwritten."));
   }
@@ -165,7 +169,7 @@ void CheckpointSave::commit() {
   const auto verdicts = committed_.exchange(published, "checkpoint committed");
   written_.throw_if_failed(outcomes);
   committed_.throw_if_failed(verdicts);
-  last_saved_ = cat(output_directory_, "/", checkpoint_name(flight->request.step));
+  last_saved_.swap(flight->final_path);
 }
 
 void CheckpointSave::publish(Flight& flight, std::span<const Outcome> outcomes) {

@@ -1,20 +1,21 @@
 #include "libfsdp/checkpoint/manifest.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdio>
-#include <ctime>
-#include <filesystem>
 #include <system_error>
 
 #include "libfsdp/base/checked.h"
 #include "libfsdp/base/error.h"
 #include "libfsdp/checkpoint/checkpoint_files.h"
+#include "libfsdp/checkpoint/joined.h"
 
 namespace fsdp::checkpoint {
 namespace {
 
-namespace fs = std::filesystem;
 using io::Json;
 
 constexpr std::string_view kFormat = "fsdp checkpoint";
@@ -97,7 +98,7 @@ std::string_view text_before_digest(std::string_view text, const std::string& pa
 
 RangeList write_synced(const std::string& checkpoint, const std::string& name,
                        std::string_view text) {
-  const io::File file = io::File::create(cat(checkpoint, "/", name));
+  const io::File file = io::File::create(joined(checkpoint, "/", name));
   file.write_at(0, std::as_bytes(std::span(text.data(), text.size())));
   file.sync();
   return {name, static_cast<int64_t>(text.size()), digest_of(text)};
@@ -105,6 +106,27 @@ RangeList write_synced(const std::string& checkpoint, const std::string& name,
 
 bool is_of_manifest(std::string_view name) {
   return name == kManifestFile || (name.starts_with("manifest-") && name.ends_with(".json"));
+}
+
+/// Adds the files of `checkpoint`/`below` ("", "a/", "a/b/", ...).
+void collect_files(const std::string& checkpoint, const std::string& below,
+                   std::vector<FileBytes>& files, std::vector<std::string>* directories) {
+  const std::string directory =
+      below.empty() ? checkpoint : joined(checkpoint, "/", below.substr(0, below.size() - 1));
+  for (const std::string& name : names_in(directory)) {
+    const std::string path = joined(directory, "/", name);
+    struct stat status;
+    if (::lstat(path.c_str(), &status) != 0) {
+      throw HostResourceError(
+          cat("[checkpoint] ", path, ": ", std::generic_category().message(errno)));
+    }
+    if (S_ISDIR(status.st_mode)) {
+      collect_files(checkpoint, joined(below, name, "/"), files, directories);
+    } else if (!below.empty() || !is_of_manifest(name)) {
+      files.push_back({below + name, S_ISREG(status.st_mode) ? status.st_size : 0});
+    }
+  }
+  if (directories != nullptr) directories->push_back(directory);
 }
 
 }  // namespace
@@ -124,32 +146,32 @@ std::string list_file_name(int64_t rank, int64_t world_size) {
 
 std::string manifest_text(const Manifest& manifest) {
   std::string text =
-      cat("{\n\"format\": ", io::json_quote(kFormat), ",\n\"version\": ", kManifestVersion,
-          ",\n\"step\": ", manifest.step, ",\n\"world_size\": ", manifest.world_size,
-          ",\n\"time\": ", io::json_quote(manifest.time),
-          ",\n\"strategy\": ", io::json_quote(manifest.strategy),
-          ",\n\"digest\": \"XXH3-128\",\n\"files\": [");
+      joined("{\n\"format\": ", io::json_quote(kFormat), ",\n\"version\": ", kManifestVersion,
+             ",\n\"step\": ", manifest.step, ",\n\"world_size\": ", manifest.world_size,
+             ",\n\"time\": ", io::json_quote(manifest.time),
+             ",\n\"strategy\": ", io::json_quote(manifest.strategy),
+             ",\n\"digest\": \"XXH3-128\",\n\"files\": [");
   const char* separator = "\n";
   for (const FileBytes& file : manifest.files) {
-    text +=
-        cat(separator, "{\"file\": ", io::json_quote(file.file), ", \"bytes\": ", file.bytes, "}");
+    text += joined(separator, "{\"file\": ", io::json_quote(file.file), ", \"bytes\": ", file.bytes,
+                   "}");
     separator = ",\n";
   }
   text += "],\n\"lists\": [";
   separator = "\n";
   for (const RangeList& list : manifest.lists) {
-    text += cat(separator, "{\"file\": ", io::json_quote(list.file), ", \"bytes\": ", list.bytes,
-                ", \"digest\": \"", list.digest.hex(), "\"}");
+    text += joined(separator, "{\"file\": ", io::json_quote(list.file), ", \"bytes\": ", list.bytes,
+                   ", \"digest\": \"", list.digest.hex(), "\"}");
     separator = ",\n";
   }
-  text += cat("],\n\"details\": ", manifest.details.dump(2));
-  return cat(text, kBeforeDigest, digest_of(text).hex(), kAfterDigest);
+  text += joined("],\n\"details\": ", manifest.details.dump(2));
+  return joined(text, kBeforeDigest, digest_of(text).hex(), kAfterDigest);
 }
 
 Manifest parse_manifest(std::string_view text, const std::string& path) {
   const std::string_view body = text_before_digest(text, path);
   return parsing(path, [&] {
-    const Json document = Json::parse(cat(body, "}"), "JSON");
+    const Json document = Json::parse(joined(body, "}"), "JSON");
     if (document["format"].as_string() != kFormat)
       refuse(path, "it is no manifest of a checkpoint");
     if (document["version"].as_int() != kManifestVersion) {
@@ -174,8 +196,8 @@ std::string list_text(std::span<const WrittenRange> ranges) {
   std::string text = "{\"ranges\": [";
   const char* separator = "\n";
   for (const WrittenRange& range : ranges) {
-    text += cat(separator, "[", io::json_quote(range.file), ", ", io::json_quote(range.tensor),
-                ", ", range.begin, ", ", range.bytes, ", \"", range.digest.hex(), "\"]");
+    text += joined(separator, "[", io::json_quote(range.file), ", ", io::json_quote(range.tensor),
+                   ", ", range.begin, ", ", range.bytes, ", \"", range.digest.hex(), "\"]");
     separator = ",\n";
   }
   return text + "\n]}\n";
@@ -207,12 +229,12 @@ void write_manifest(const std::string& checkpoint, const Manifest& manifest) {
 }
 
 Manifest read_manifest(const std::string& checkpoint) {
-  const std::string path = cat(checkpoint, "/", kManifestFile);
+  const std::string path = joined(checkpoint, "/", kManifestFile);
   return parse_manifest(io::read_text(path, kMaxManifestBytes), path);
 }
 
 std::vector<WrittenRange> read_list(const std::string& checkpoint, const RangeList& list) {
-  const std::string path = cat(checkpoint, "/", list.file);
+  const std::string path = joined(checkpoint, "/", list.file);
   const std::string text = io::read_text(path, kMaxListBytes);
   if (static_cast<int64_t>(text.size()) != list.bytes)
     refuse(path, cat(text.size(), " bytes, expected ", list.bytes));
@@ -223,22 +245,7 @@ std::vector<WrittenRange> read_list(const std::string& checkpoint, const RangeLi
 std::vector<FileBytes> files_below(const std::string& checkpoint,
                                    std::vector<std::string>* directories) {
   std::vector<FileBytes> files;
-  std::error_code error;
-  fs::recursive_directory_iterator entry(checkpoint, error);
-  for (; !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
-    const std::string path = entry->path().string();
-    const std::string name = path.substr(checkpoint.size() + 1);
-    if (entry->is_directory(error) && !entry->is_symlink(error)) {
-      if (directories != nullptr) directories->push_back(path);
-    } else if (!error && !is_of_manifest(name)) {
-      const auto bytes = entry->is_regular_file(error) ? entry->file_size(error) : 0;
-      files.push_back({name, static_cast<int64_t>(bytes)});
-    }
-    if (error) break;
-  }
-  if (error)
-    throw HostResourceError(cat("[checkpoint] ", checkpoint, ": cannot list: ", error.message()));
-  if (directories != nullptr) directories->push_back(checkpoint);
+  collect_files(checkpoint, "", files, directories);
   std::sort(files.begin(), files.end(),
             [](const FileBytes& a, const FileBytes& b) { return a.file < b.file; });
   return files;

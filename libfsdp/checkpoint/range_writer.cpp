@@ -9,6 +9,7 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/checkpoint/checkpoint_files.h"
+#include "libfsdp/checkpoint/joined.h"
 
 namespace fsdp::checkpoint {
 namespace {
@@ -47,9 +48,9 @@ std::string RangeWriter::path_for_new(const std::string& file) const {
   check(is_safe_name(file), cat("checkpoint: '", file, "' is no name for a file in it"));
   check(!files_.contains(file), cat("checkpoint: ", file, " is made or opened twice"));
   for (size_t at = file.find('/'); at != std::string::npos; at = file.find('/', at + 1)) {
-    make_directory(cat(directory_, "/", file.substr(0, at)));
+    make_directory(joined(directory_, "/", file.substr(0, at)));
   }
-  return cat(directory_, "/", file);
+  return joined(directory_, "/", file);
 }
 
 void RangeWriter::add(const std::string& file, io::File opened, int64_t bytes) {

@@ -59,8 +59,6 @@ void Outcome::take_current_exception() noexcept {
   }
 }
 
-Verdict::Verdict(comm::Communicator& comm) : comm_(comm), all_(static_cast<size_t>(comm.size())) {}
-
 std::span<const Outcome> Verdict::exchange(const Outcome& mine, std::string_view what) {
   comm_.exchange(&mine, sizeof mine, all_.data(), comm::make_tag(what));
   return all_;
@@ -68,12 +66,23 @@ std::span<const Outcome> Verdict::exchange(const Outcome& mine, std::string_view
 
 void Verdict::throw_if_failed(std::span<const Outcome> outcomes) const {
   for (size_t rank = 0; rank < outcomes.size(); ++rank) {
-    const Outcome& outcome = outcomes[rank];
-    if (!outcome.failed()) continue;
-    const auto code = static_cast<ExitCode>(outcome.code);
-    throw_error(code, outcomes.size() == 1 ? std::string(outcome.text)
-                                           : cat("rank ", rank, ": ", outcome.text));
+    if (outcomes[rank].failed()) throw_error_of(rank, outcomes[rank]);
   }
+}
+
+void Verdict::agree(const Outcome& mine, std::string_view what) const {
+  const int64_t size = comm_.size();
+  const int64_t first = size - comm_.maximum(mine.failed() ? size - comm_.rank() : 0, what);
+  if (first == size) return;
+  Outcome shared = mine;
+  comm_.broadcast(&shared, sizeof shared, static_cast<int>(first), comm::make_tag(what));
+  throw_error_of(static_cast<size_t>(first), shared);
+}
+
+void Verdict::throw_error_of(size_t rank, const Outcome& outcome) const {
+  throw_error(static_cast<ExitCode>(outcome.code), comm_.size() == 1
+                                                       ? std::string(outcome.text)
+                                                       : cat("rank ", rank, ": ", outcome.text));
 }
 
 }  // namespace fsdp::checkpoint

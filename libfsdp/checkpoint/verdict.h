@@ -36,19 +36,25 @@ struct Outcome {
 /// Brings the ranks' outcomes together.
 class Verdict {
  public:
-  explicit Verdict(comm::Communicator& comm);
+  explicit Verdict(comm::Communicator& comm) : comm_(comm) {}
 
-  /// Everybody's outcome on every rank. Collective: one small exchange, which needs no heap.
+  /// Makes room for exchange(). Not collective.
+  void reserve() { all_.resize(static_cast<size_t>(comm_.size())); }
+
+  /// Everybody's outcome on every rank, after reserve(). Collective: one small exchange, which
+  /// needs no heap.
   std::span<const Outcome> exchange(const Outcome& mine, std::string_view what);
 
   /// Throws the error of the first rank that failed, if one did: the same kind and text on every
   /// rank, "rank 2: ..." (no rank in a world of one).
   void throw_if_failed(std::span<const Outcome> outcomes) const;
 
-  /// Both.
-  void agree(const Outcome& mine, std::string_view what) { throw_if_failed(exchange(mine, what)); }
+  /// Throws the same, without need of reserve(). Collective; cheap while nobody has failed.
+  void agree(const Outcome& mine, std::string_view what) const;
 
  private:
+  void throw_error_of(size_t rank, const Outcome& outcome) const;
+
   comm::Communicator& comm_;
   std::vector<Outcome> all_;
 };

@@ -11,6 +11,7 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/checkpoint/checkpoint_files.h"
+#include "libfsdp/checkpoint/joined.h"
 #include "libfsdp/io/file.h"
 
 namespace fsdp::checkpoint {
@@ -40,7 +41,7 @@ class Verification {
 
   void damage(const std::string& file, const std::string& tensor, const std::string& what) {
     if (report_.damages.size() >= kMaxDamages) return;
-    report_.damages.push_back({cat(report_.directory, "/", file), tensor, what});
+    report_.damages.push_back({joined(report_.directory, "/", file), tensor, what});
   }
 
  private:
@@ -131,7 +132,7 @@ class Verification {
     // A size that differs shows in the ranges beyond the end; bytes too many do not.
     for (const auto& [name, bytes] : sizes_differ_) {
       const auto shown = [&, &file = name](const Damage& one) {
-        return one.file == cat(report_.directory, "/", file);
+        return one.file == joined(report_.directory, "/", file);
       };
       if (std::none_of(report_.damages.begin(), report_.damages.end(), shown))
         damage(name, "", cat("it has ", bytes, " bytes, which is not what was written"));
@@ -165,7 +166,7 @@ class Verification {
 
   void open(const std::string& name) {
     if (file_.is_open() && open_name_ == name) return;
-    file_ = io::File::open_read(cat(report_.directory, "/", name));
+    file_ = io::File::open_read(joined(report_.directory, "/", name));
     open_name_ = name;
   }
 
@@ -204,8 +205,8 @@ void merge(VerifyReport& report, VerifyReport other) {
 
 std::string Damage::text() const {
   if (what.starts_with("[checkpoint] ")) return what;  // It names the file itself.
-  return cat("[checkpoint] ", file, tensor.empty() ? "" : cat(", tensor '", tensor, "'"), ": ",
-             what);
+  return joined("[checkpoint] ", file, tensor.empty() ? "" : joined(", tensor '", tensor, "'"),
+                ": ", what);
 }
 
 VerifyReport verify(const std::string& checkpoint, VerifyShare share) {

@@ -12,8 +12,8 @@
 #include "libfsdp/checkpoint/checkpoint_files.h"
 #include "libfsdp/checkpoint/checkpoint_list.h"
 #include "libfsdp/checkpoint/verify.h"
+#include "tests/support/checkpoint_cases.h"
 #include "tests/support/rank_threads.h"
-#include "tests/unit/checkpoint/checkpoint_cases.h"
 
 namespace fsdp {
 namespace {

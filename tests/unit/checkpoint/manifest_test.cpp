@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "libfsdp/base/error.h"
-#include "tests/unit/checkpoint/checkpoint_cases.h"
+#include "tests/support/checkpoint_cases.h"
 
 namespace fsdp {
 namespace {

@@ -3,16 +3,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <cstdlib>
+#include <random>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/checkpoint/checkpoint_files.h"
 #include "libfsdp/checkpoint/checkpoint_list.h"
 #include "libfsdp/comm/thread_world.h"
+#include "tests/support/checkpoint_cases.h"
 #include "tests/support/rank_threads.h"
-#include "tests/unit/checkpoint/checkpoint_cases.h"
 
 namespace fsdp {
 namespace {
@@ -25,12 +24,8 @@ using checkpoint::VerifyReport;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using testing::long_run;
 using testing::ScratchDirectory;
-
-bool long_run() {
-  const char* scale = std::getenv("FSDP_TEST_SCALE");
-  return scale != nullptr && std::string_view(scale) == "long";
-}
 
 class VerifyTest : public ::testing::Test {
  protected:

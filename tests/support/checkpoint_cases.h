@@ -1,14 +1,16 @@
 // A small state and its checkpoints, for the tests of the commit protocol.
 #pragma once
 
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <functional>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/checkpoint/checkpoint_save.h"
+#include "libfsdp/checkpoint/joined.h"
 #include "libfsdp/io/file.h"
 
 namespace fsdp::testing {
@@ -34,6 +36,12 @@ class ScratchDirectory {
   std::string path_;
 };
 
+/// Whether the long sizes were asked for.
+inline bool long_run() {
+  const char* scale = std::getenv("FSDP_TEST_SCALE");
+  return scale != nullptr && std::string_view(scale) == "long";
+}
+
 /// Byte i of a rank's part of a tensor, as of a step.
 inline std::byte byte_of(int64_t step, int rank, int64_t i) {
   return static_cast<std::byte>((step * 131 + rank * 17 + i * 7 + i / 251) & 0xff);
@@ -46,36 +54,59 @@ inline std::vector<std::byte> part_of(int64_t step, int rank, int64_t bytes) {
 }
 
 /// Writes: one file that all ranks share (a header by rank 0, two tensors), a file of each rank in
-/// a folder, and a small file of rank 0. Every byte depends on the step.
-inline void write_case(checkpoint::RangeWriter& writer, int64_t step, int rank, int ranks,
+/// a folder, and a small file of rank 0. Every byte depends on `content`.
+inline void write_case(checkpoint::RangeWriter& writer, int64_t content, int rank, int ranks,
                        int64_t part_bytes) {
   constexpr int64_t kHeader = 16;
-  const auto part = part_of(step, rank, part_bytes);
+  const auto part = part_of(content, rank, part_bytes);
   writer.share("model.safetensors", kHeader + 2 * ranks * part_bytes);
   if (rank == 0) {
-    const auto header = part_of(step, 99, kHeader);
+    const auto header = part_of(content, 99, kHeader);
     writer.write("model.safetensors", "", 0, header);
-    writer.write_file("trainer_state.json", cat("{\"step\": ", step, "}\n"));
+    writer.write_file("trainer_state.json", checkpoint::joined("{\"step\": ", content, "}\n"));
   }
   writer.write("model.safetensors", "a.weight", kHeader + rank * part_bytes, part);
   writer.begin("model.safetensors", "b.weight", kHeader + (ranks + rank) * part_bytes);
   writer.append(std::span(part).first(part.size() / 2));
   writer.append(std::span(part).subspan(part.size() / 2));
   writer.end();
-  const std::string own = cat("optimizer/rank-", rank, ".safetensors");
+  const std::string own = checkpoint::joined("optimizer/rank-", rank, ".safetensors");
   writer.create(own, part_bytes);
-  writer.write(own, cat("moment.", rank), 0, part);
+  writer.write(own, checkpoint::joined("moment.", rank), 0, part);
 }
 
+/// A save of `content` (default: the step) at a step.
 inline checkpoint::SaveRequest request_of(int64_t step, int rank, int ranks,
-                                          int64_t part_bytes = 1000) {
+                                          int64_t part_bytes = 1000, int64_t content = -1) {
   checkpoint::SaveRequest request;
   request.step = step;
   request.strategy = "FULL_SHARD";
+  if (content < 0) content = step;
   request.write = [=](checkpoint::RangeWriter& writer) {
-    write_case(writer, step, rank, ranks, part_bytes);
+    write_case(writer, content, rank, ranks, part_bytes);
   };
   return request;
+}
+
+/// Which content a checkpoint of write_case holds, all of it; -1 = of several.
+inline int64_t content_of(const std::string& directory, int ranks, int64_t part_bytes) {
+  const std::string state = io::read_text(directory + "/trainer_state.json");
+  const int64_t content = std::stoll(state.substr(state.find(':') + 1));
+  const auto differs = [&](const std::string& file, int64_t at, int part, int64_t bytes) {
+    const std::string text = io::read_text(directory + "/" + file);
+    const auto expected = part_of(content, part, bytes);
+    return std::memcmp(text.data() + at, expected.data(), expected.size()) != 0;
+  };
+  if (differs("model.safetensors", 0, 99, 16)) return -1;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const int64_t at = 16 + rank * part_bytes;
+    if (differs("model.safetensors", at, rank, part_bytes) ||
+        differs("model.safetensors", at + ranks * part_bytes, rank, part_bytes) ||
+        differs(cat("optimizer/rank-", rank, ".safetensors"), 0, rank, part_bytes)) {
+      return -1;
+    }
+  }
+  return content;
 }
 
 /// Names in a directory that are neither checkpoints nor `latest`.
