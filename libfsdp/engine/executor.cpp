@@ -42,6 +42,7 @@ Executor::Executor(plan::Layout layout, plan::Placement placement,
   world_ = placement_.mesh.world();
   replica_group_ = placement_.mesh.replica_group(comm_->rank());
   contents_.resize(storage_.slots().slot_bytes.size());
+  gathers_.resize(contents_.size());
   staged_.resize(storage_.slots().stage_bytes.size());
   stage_readers_.resize(staged_.size());
   sums_in_stage_.assign(storage_.slots().gradient_stage_bytes.size(), -1);
@@ -118,6 +119,7 @@ comm::Ticket Executor::begin_gather(int unit) {
                                comm::make_tag("gather", step_ + 1, unit));
   }
   contents_[at(slot)] = {.unit = unit, .version = version_};
+  gathers_[at(slot)] = last;
   if (stage >= 0) stage_readers_[at(stage)] = last;
   return last;
 }
@@ -210,7 +212,25 @@ void Executor::set_progress(int64_t steps, int64_t updates) {
 }
 
 void Executor::gather_on_demand(int unit) {
-  if (!holds(unit)) comm_->finish(begin_gather(unit));
+  const int slot = storage_.slots().slot[at(unit)];
+  if (slot < 0) return;
+  if (!holds(unit)) begin_gather(unit);
+  comm_->finish(gathers_[at(slot)]);
+}
+
+// Outside of steps: begins the gather of what the forward before called next, if its slot is free.
+// The order of gathers stays that of the calls.
+void Executor::gather_ahead() {
+  const size_t here = calls_.calls().size() - 1;
+  as_before_ = (here == 0 || as_before_) && here + 1 < last_forward_.size() &&
+               last_forward_[here] == calls_.calls()[here];
+  if (!as_before_) return;
+  const int next = last_forward_[here + 1].unit;
+  if (holds(next)) return;
+  const int slot = storage_.slots().slot[at(next)];
+  for (const int call : calls_.open())
+    if (storage_.slots().slot[at(calls_.calls()[at(call)].unit)] == slot) return;
+  begin_gather(next);
 }
 
 void Executor::gather_all_on_demand() {
@@ -464,12 +484,16 @@ void Executor::enter_forward(int unit, bool graph) {
   }
   check_forward(unit, graph);
   comm_->report_unit(unit);
-  if (!in_step_ && unit == kRoot) calls_.clear();
+  if (!in_step_ && unit == kRoot) {
+    last_forward_ = calls_.calls();
+    calls_.clear();
+  }
   calls_.enter(unit, graph);
   try {
     if (scheduled() && !reach(plan::OpKind::kForward, unit)) leave_schedule();
     gather_on_demand(unit);
     for (const int call : calls_.open()) check_still_held(calls_.calls()[at(call)].unit, unit);
+    if (!in_step_) gather_ahead();
   } catch (...) {
     calls_.leave();
     throw;

@@ -12,7 +12,8 @@
 // under way is completed, the rest of the forward runs on demand, and at the backward the ranks
 // agree on a new schedule. All ranks do so at the same call, or a tag differs and is an error. A
 // model may leave out calls that the schedule holds, on each rank others. Forwards outside of a
-// step (evaluation) always run on demand.
+// step (evaluation) always run on demand; what the forward before called next is on its way
+// already.
 #pragma once
 
 #include <cstdint>
@@ -155,6 +156,7 @@ class Executor {
 
   void gather_on_demand(int unit);
   void gather_all_on_demand();
+  void gather_ahead();
   bool holds(int unit) const;
   comm::Ticket begin_gather(int unit);
   comm::Ticket begin_reduce(int unit);
@@ -211,7 +213,10 @@ class Executor {
   std::function<void(int)> collector_;
 
   std::vector<plan::Call> known_calls_;      // Of a micro-batch, as last seen.
+  std::vector<plan::Call> last_forward_;     // Calls of the last one outside of a step.
+  bool as_before_ = false;                   // This one has called the same so far.
   std::vector<Contents> contents_;           // By slot.
+  std::vector<comm::Ticket> gathers_;        // By slot: the last into it.
   std::vector<Contents> staged_;             // By stage.
   std::vector<comm::Ticket> stage_readers_;  // By stage: the last gather from it.
   std::vector<int> sums_in_stage_;  // By gradient stage: whose of this step; -1 = nobody's.

@@ -158,11 +158,9 @@ class Analysis {
       known.everywhere[at(on)] = std::max(known.everywhere[at(on)], up_to);
     };
     note(scope);
-    // An axis of one rank: the other axis is the world.
-    const Mesh& mesh = schedule_.mesh;
-    const bool everybody = scope == Scope::kWorld ||
-                           (scope == Scope::kShardGroup && mesh.replicate == 1) ||
-                           (scope == Scope::kReplicas && mesh.shard == 1);
+    // Without replicas the shard group is the world. How many ranks it has does not matter.
+    const bool everybody =
+        scope == Scope::kWorld || (scope == Scope::kShardGroup && schedule_.mesh.replicate == 1);
     if (!everybody) return;
     for (const Scope all : {Scope::kShardGroup, Scope::kReplicas, Scope::kWorld}) note(all);
   }

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/comm/fake.h"
 #include "libfsdp/plan/memory_plan.h"
 #include "tests/support/rank_threads.h"
 
@@ -85,6 +86,17 @@ class NumberModel {
       executor_.leave_forward();
     }
     expect_parameters(0, step);
+    executor_.leave_forward();
+  }
+
+  /// Outside of steps.
+  void evaluate(int step) {
+    executor_.enter_forward(0, false);
+    for (int u = 1; u < kUnits; ++u) {
+      executor_.enter_forward(u, false);
+      expect_parameters(u, step);
+      executor_.leave_forward();
+    }
     executor_.leave_forward();
   }
 
@@ -244,6 +256,53 @@ TEST(Executor, GathersReducesAndUpdatesToTheNumber) {
       EXPECT_EQ(model.wrong, 0) << "rank " << own.rank();
     });
   }
+}
+
+TEST(Executor, EvaluatesWhileRanksWithoutDataJoin) {
+  for (const Setting& setting : settings()) {
+    SCOPED_TRACE(cat(plan::strategy_name(setting.strategy), " on ", setting.ranks));
+    testing::run_ranks(setting.ranks, [&](comm::Communicator& own) {
+      auto executor = make_executor(own, setting);
+      NumberModel model(*executor);
+      for (int step = 0; step < 3; ++step) {
+        executor->begin_step(kMicroBatches);
+        for (int a = 0; a < kMicroBatches; ++a) {
+          model.forward(step);
+          model.backward(step, a);
+        }
+        executor->finish_step({.learning_rate = kRate});
+        for (int batch = 0; batch < 3; ++batch) {
+          if (batch == 1 && own.rank() % 2 == 1) {
+            executor->ghost_forward();
+          } else {
+            model.evaluate(step + 1);
+          }
+        }
+      }
+      EXPECT_EQ(model.wrong, 0) << "rank " << own.rank();
+    });
+  }
+}
+
+TEST(Executor, BeginsTheNextGatherOfAForwardLikeTheOneBefore) {
+  comm::FakeCommunicator fake(0, 1, {});
+  auto executor =
+      make_executor(fake, {plan::Strategy::kFullShard, 1, {.slots = 2, .force_slot_home = true}});
+  NumberModel model(*executor);
+  const auto gathers = [&] { return fake.count(comm::CollectiveKind::kGather).collectives; };
+  model.evaluate(0);
+  const int64_t all = gathers();
+  EXPECT_EQ(all, kUnits);
+  executor->publish();  // What lies in the slots is old now.
+  executor->enter_forward(0, false);
+  EXPECT_EQ(gathers() - all, 2) << "the root, and the first unit ahead";
+  executor->enter_forward(1, false);
+  EXPECT_EQ(gathers() - all, 3);
+  executor->leave_forward();
+  executor->enter_forward(3, false);  // Another order from here on: nothing ahead.
+  EXPECT_EQ(gathers() - all, 4);
+  executor->leave_forward();
+  executor->leave_forward();
 }
 
 TEST(Executor, AllocatesNothingAfterTheFirstStep) {
