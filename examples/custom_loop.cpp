@@ -8,6 +8,7 @@
 
 #include "libfsdp/comm/join.h"
 #include "libfsdp/comm/launcher.h"
+#include "libfsdp/gloo/transport.h"
 #include "libfsdp/shard/dropout.h"
 #include "libfsdp/shard/init.h"
 #include "libfsdp/shard/sharded.h"
@@ -52,9 +53,8 @@ int train(fsdp::comm::Communicator& comm) {
   }
   return loss < 1 ? 0 : 1;  // 29 at first.
 }
-
 int main(int argc, char** argv) {
   if (argc > 1 && !fsdp::comm::started_as_rank())
     return fsdp::comm::launch_local(std::stoi(argv[1]), {argv[0]});
-  return fsdp::comm::run_rank(train);
+  return fsdp::comm::run_rank(train, {.join = {.transports = {fsdp::gloo::transport()}}});
 }

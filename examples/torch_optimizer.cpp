@@ -9,6 +9,7 @@
 
 #include "libfsdp/comm/join.h"
 #include "libfsdp/comm/launcher.h"
+#include "libfsdp/gloo/transport.h"
 #include "libfsdp/shard/init.h"
 #include "libfsdp/shard/sharded.h"
 
@@ -47,5 +48,5 @@ int train(fsdp::comm::Communicator& comm) {
 int main(int argc, char** argv) {
   if (argc > 1 && !fsdp::comm::started_as_rank())
     return fsdp::comm::launch_local(std::stoi(argv[1]), {argv[0]});
-  return fsdp::comm::run_rank(train);
+  return fsdp::comm::run_rank(train, {.join = {.transports = {fsdp::gloo::transport()}}});
 }
