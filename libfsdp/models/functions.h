@@ -5,12 +5,19 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace fsdp::models {
 
 /// x / sqrt(mean(x^2) + eps) * weight over the last dim (width of `weight`). Keeps x and one fp32
 /// number a row.
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+/// fsdp::linear(rms_norm(x, norm_weight, eps), weight, bias) for each of the layers; biases: one
+/// for each, or none at all. x [N, in]. Keeps x alone, and makes the normed rows again in backward.
+std::vector<at::Tensor> norm_linears(const at::Tensor& x, const at::Tensor& norm_weight, double eps,
+                                     const std::vector<at::Tensor>& weights,
+                                     const std::vector<at::Tensor>& biases = {});
 
 /// silu(gate) * up. Keeps both.
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);

@@ -34,4 +34,14 @@ RmsNormImpl::RmsNormImpl(int64_t features, double eps, const at::TensorOptions& 
 
 at::Tensor RmsNormImpl::forward(const at::Tensor& input) { return rms_norm(input, weight, eps_); }
 
+std::vector<at::Tensor> norm_linears(const at::Tensor& x, const RmsNorm& norm,
+                                     const std::vector<Linear>& layers) {
+  std::vector<at::Tensor> weights, biases;
+  for (const Linear& layer : layers) {
+    weights.push_back(layer->weight);
+    if (layer->bias.defined()) biases.push_back(layer->bias);
+  }
+  return norm_linears(x, norm->weight, norm->eps(), weights, biases);
+}
+
 }  // namespace fsdp::models

@@ -6,6 +6,8 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
+#include <vector>
+
 namespace fsdp::models {
 
 /// y = x W^T + b. Unlike torch::nn::Linear it takes TensorOptions and does not initialise.
@@ -41,11 +43,18 @@ class RmsNormImpl : public torch::nn::Module {
   RmsNormImpl(int64_t features, double eps, const at::TensorOptions& options);
   at::Tensor forward(const at::Tensor& input);
 
+  double eps() const { return eps_; }
+
   at::Tensor weight;  ///< [features]
 
  private:
   double eps_;
 };
 TORCH_MODULE(RmsNorm);
+
+/// linear(norm(x)) for each of the layers, x [N, features]. Only x is kept for backward, see
+/// models::norm_linears. All layers have a bias, or none.
+std::vector<at::Tensor> norm_linears(const at::Tensor& x, const RmsNorm& norm,
+                                     const std::vector<Linear>& layers);
 
 }  // namespace fsdp::models

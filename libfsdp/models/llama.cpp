@@ -36,10 +36,11 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& c, int64_t layer,
   }
 }
 
-Tensor LlamaAttentionImpl::forward(const Tensor& hidden, const Tensor& cos, const Tensor& sin,
-                                   Spans spans) {
-  Tensor q = q_proj->forward(hidden), k = k_proj->forward(hidden);
-  const Tensor v = v_proj->forward(hidden);
+Tensor LlamaAttentionImpl::forward(const Tensor& hidden, const RmsNorm& norm, const Tensor& cos,
+                                   const Tensor& sin, Spans spans) {
+  const std::vector<Tensor> qkv = norm_linears(hidden, norm, {q_proj, k_proj, v_proj});
+  Tensor q = qkv[0], k = qkv[1];
+  const Tensor& v = qkv[2];
   if (q_norm) {
     q = q_norm->forward(q.view({-1, head_dim_})).view_as(q);
     k = k_norm->forward(k.view({-1, head_dim_})).view_as(k);
@@ -61,9 +62,9 @@ LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& c, const at::TensorOptions& option
       register_module("down_proj", Linear(c.intermediate_size, c.hidden_size, c.mlp_bias, options));
 }
 
-Tensor LlamaMlpImpl::forward(const Tensor& hidden) {
-  return swiglu_linear(gate_proj->forward(hidden), up_proj->forward(hidden), down_proj->weight,
-                       down_proj->bias);
+Tensor LlamaMlpImpl::forward(const Tensor& hidden, const RmsNorm& norm) {
+  const std::vector<Tensor> gate_up = norm_linears(hidden, norm, {gate_proj, up_proj});
+  return swiglu_linear(gate_up[0], gate_up[1], down_proj->weight, down_proj->bias);
 }
 
 LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& c, int64_t layer,
@@ -78,9 +79,8 @@ LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& c, int64_t layer
 
 Tensor LlamaDecoderLayerImpl::forward(const Tensor& hidden, const Tensor& cos, const Tensor& sin,
                                       Spans spans) {
-  const Tensor middle =
-      hidden + self_attn->forward(input_layernorm->forward(hidden), cos, sin, spans);
-  return middle + mlp->forward(post_attention_layernorm->forward(middle));
+  const Tensor middle = hidden + self_attn->forward(hidden, input_layernorm, cos, sin, spans);
+  return middle + mlp->forward(middle, post_attention_layernorm);
 }
 
 LlamaModelImpl::LlamaModelImpl(const LlamaConfig& c, const at::TensorOptions& options)

@@ -25,8 +25,9 @@ namespace fsdp::models {
 class LlamaAttentionImpl : public torch::nn::Module {
  public:
   LlamaAttentionImpl(const LlamaConfig& config, int64_t layer, const at::TensorOptions& options);
-  at::Tensor forward(const at::Tensor& hidden, const at::Tensor& cos, const at::Tensor& sin,
-                     std::shared_ptr<const AttentionSpans> spans);
+  /// Of norm(hidden).
+  at::Tensor forward(const at::Tensor& hidden, const RmsNorm& norm, const at::Tensor& cos,
+                     const at::Tensor& sin, std::shared_ptr<const AttentionSpans> spans);
 
   Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
   RmsNorm q_norm{nullptr}, k_norm{nullptr};  ///< Qwen3 only.
@@ -39,7 +40,8 @@ TORCH_MODULE(LlamaAttention);
 class LlamaMlpImpl : public torch::nn::Module {
  public:
   LlamaMlpImpl(const LlamaConfig& config, const at::TensorOptions& options);
-  at::Tensor forward(const at::Tensor& hidden);
+  /// Of norm(hidden).
+  at::Tensor forward(const at::Tensor& hidden, const RmsNorm& norm);
 
   Linear gate_proj{nullptr}, up_proj{nullptr}, down_proj{nullptr};
 };

@@ -63,6 +63,37 @@ TEST_P(FunctionsTest, RmsNormEqualsComposed) {
   expect_agreement(op, inputs, at::kBFloat16, kBFloat16Bound);
 }
 
+TEST_P(FunctionsTest, NormLinearsEqualComposed) {
+  for (const bool biased : {false, true}) {
+    const Op op = [&](const auto& in) {
+      const std::vector<at::Tensor> weights{in[2], in[3], in[4]};
+      const std::vector<at::Tensor> biases =
+          biased ? std::vector<at::Tensor>{in[5], in[6], in[7]} : std::vector<at::Tensor>{};
+      return at::cat(norm_linears(in[0], in[1], 1e-5, weights, biases), 1);
+    };
+    const int64_t width = GetParam();
+    std::vector<at::Tensor> inputs{at::randn({131, width}) * 3, at::randn({width})};
+    for (const int64_t out : {24, 8, 9}) inputs.push_back(at::randn({out, width}));
+    if (biased) {
+      for (const int64_t out : {24, 8, 9}) inputs.push_back(at::randn({out}));
+    }
+    expect_agreement(op, inputs, at::kFloat, kFloatBound);
+    expect_agreement(op, inputs, at::kBFloat16, 2 * kBFloat16Bound);  // sums of three, rounded
+  }
+}
+
+TEST(NormLinearsTest, GivesGradientsToTrainableOnesAlone) {
+  at::manual_seed(5);
+  const at::Tensor x = at::randn({20, 12}), norm = at::randn({12}), frozen = at::randn({6, 12}),
+                   trained = at::randn({4, 12}).requires_grad_();
+  const auto results = norm_linears(x, norm, 1e-5, {frozen, trained});
+  at::cat(results, 1).sum().backward();
+  const at::Tensor y = rms_norm(x, norm, 1e-5);
+  EXPECT_TRUE(results[0].detach().allclose(y.mm(frozen.t())));
+  EXPECT_TRUE(trained.grad().allclose(y.sum(0).expand({4, 12}), 1e-5, 1e-5));
+  EXPECT_FALSE(frozen.grad().defined() || norm.grad().defined() || x.grad().defined());
+}
+
 TEST_P(FunctionsTest, SwigluEqualsComposed) {
   const Op op = [](const auto& in) { return swiglu(in[0], in[1]); };
   const std::vector<at::Tensor> inputs{at::randn({7, GetParam()}) * 20, at::randn({7, GetParam()})};
