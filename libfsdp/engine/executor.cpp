@@ -43,6 +43,8 @@ Executor::Executor(plan::Layout layout, plan::Placement placement,
   replica_group_ = placement_.mesh.replica_group(comm_->rank());
   contents_.resize(storage_.slots().slot_bytes.size());
   gathers_.resize(contents_.size());
+  holdable_ = find_holdable();
+  held_.assign(holdable_.size(), 0);
   staged_.resize(storage_.slots().stage_bytes.size());
   stage_readers_.resize(staged_.size());
   sums_in_stage_.assign(storage_.slots().gradient_stage_bytes.size(), -1);
@@ -97,6 +99,7 @@ bool Executor::holds(int unit) const {
 
 uint64_t Executor::begin_fetch(int unit) {
   const size_t stage = at(storage_.slots().stage[at(unit)]);
+  if (is_held(unit)) return 0;
   if (staged_[stage].unit == unit && staged_[stage].version == version_) return 0;
   comm_->wait_released(stage_readers_[stage]);  // It may have been no schedule that gathered.
   uint64_t copy = 0;
@@ -108,13 +111,31 @@ uint64_t Executor::begin_fetch(int unit) {
   return copy;
 }
 
+std::vector<uint8_t> Executor::find_holdable() const {
+  std::vector<int> units(storage_.slots().slot_bytes.size());  // By slot: that lie there in turn.
+  for (const int slot : storage_.slots().slot)
+    if (slot >= 0) ++units[at(slot)];
+  std::vector<uint8_t> holdable;
+  for (const plan::Bucket& bucket : layout().buckets) {
+    const int slot = storage_.slots().slot[at(bucket.unit)];
+    holdable.push_back(!bucket.trainable && slot >= 0 && units[at(slot)] == 1);
+  }
+  return holdable;
+}
+
+bool Executor::is_held(int unit) const {
+  const std::vector<int>& buckets = layout().of_unit[at(unit)];
+  return std::all_of(buckets.begin(), buckets.end(), [this](int b) { return held_[at(b)] != 0; });
+}
+
 comm::Ticket Executor::begin_gather(int unit) {
   const int slot = storage_.slots().slot[at(unit)];
   const int stage = storage_.slots().stage[at(unit)];
-  if (stage >= 0) storage_.copies()->order(begin_fetch(unit));
+  if (stage >= 0 && !is_held(unit)) storage_.copies()->order(begin_fetch(unit));
   if (options_.poison) poison(slot);
   comm::Ticket last;
   for (const int b : layout().of_unit[at(unit)]) {
+    if (std::exchange(held_[at(b)], holdable_[at(b)])) continue;
     last = comm_->begin_gather(shard_group_, storage_.shard_source(b), storage_.gathered(b),
                                comm::make_tag("gather", step_ + 1, unit));
   }
@@ -201,6 +222,7 @@ void Executor::fence() {
 void Executor::publish() {
   if (in_step_) throw ConfigError("parameters were written inside a step: finish the step first");
   ++version_;
+  std::fill(held_.begin(), held_.end(), uint8_t{0});
   fence();
 }
 
@@ -793,6 +815,8 @@ void Executor::end_step() {
 void Executor::poison(int slot) {
   const std::span<std::byte> memory = storage_.slot(slot);
   compute().poison(memory.data(), memory.size());
+  for (size_t b = 0; b < held_.size(); ++b)
+    if (storage_.slots().slot[at(layout().buckets[b].unit)] == slot) held_[b] = 0;
 }
 
 }  // namespace fsdp::engine

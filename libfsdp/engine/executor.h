@@ -14,6 +14,9 @@
 // model may leave out calls that the schedule holds, on each rank others. Forwards outside of a
 // step (evaluation) always run on demand; what the forward before called next is on its way
 // already.
+//
+// Note [Held] A frozen bucket that has a slot for itself is gathered once, until somebody publishes
+// parameters: the gather of its unit leaves it out.
 #pragma once
 
 #include <cstdint>
@@ -158,6 +161,8 @@ class Executor {
   void gather_all_on_demand();
   void gather_ahead();
   bool holds(int unit) const;
+  std::vector<uint8_t> find_holdable() const;
+  bool is_held(int unit) const;
   comm::Ticket begin_gather(int unit);
   comm::Ticket begin_reduce(int unit);
   comm::Ticket begin_reduce_outer(int unit);
@@ -217,6 +222,8 @@ class Executor {
   bool as_before_ = false;                   // This one has called the same so far.
   std::vector<Contents> contents_;           // By slot.
   std::vector<comm::Ticket> gathers_;        // By slot: the last into it.
+  std::vector<uint8_t> holdable_;            // By bucket: see Note [Held].
+  std::vector<uint8_t> held_;                // Likewise: it lies in its slot.
   std::vector<Contents> staged_;             // By stage.
   std::vector<comm::Ticket> stage_readers_;  // By stage: the last gather from it.
   std::vector<int> sums_in_stage_;  // By gradient stage: whose of this step; -1 = nobody's.

@@ -21,6 +21,8 @@ bool lies_in(const std::string& name, const std::string& prefix) {
 
 class Finder {
  public:
+  explicit Finder(const std::function<bool(const std::string&)>& in_root) : in_root_(in_root) {}
+
   std::vector<ModuleUnit> run(torch::nn::Module& model) {
     units_.emplace_back();
     names_ = {{"", 0}};
@@ -71,7 +73,7 @@ class Finder {
   }
 
   void add_parameter(const std::string& name, const at::Tensor& tensor) {
-    const int unit = unit_of(name);
+    const int unit = in_root_ && in_root_(name) ? 0 : unit_of(name);
     const auto [known, fresh] = known_.emplace(tensor.unsafeGetTensorImpl(), parameters_.size());
     if (!fresh) {
       Found& found = parameters_[known->second];
@@ -93,6 +95,7 @@ class Finder {
                            .unit = unit});
   }
 
+  const std::function<bool(const std::string&)>& in_root_;
   std::vector<ModuleUnit> units_;
   std::vector<std::pair<std::string, int>> names_;  // All names of units.
   std::map<const UnitHook*, int> unit_of_hook_;
@@ -110,7 +113,10 @@ DType dtype_of(const ModuleParameter& parameter, const ShardOptions& options) {
 
 }  // namespace
 
-std::vector<ModuleUnit> find_units(torch::nn::Module& model) { return Finder().run(model); }
+std::vector<ModuleUnit> find_units(torch::nn::Module& model,
+                                   const std::function<bool(const std::string&)>& in_root) {
+  return Finder(in_root).run(model);
+}
 
 std::vector<plan::UnitSpec> specify(const std::vector<ModuleUnit>& units,
                                     const ShardOptions& options) {

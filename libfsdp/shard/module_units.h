@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -36,10 +37,12 @@ struct ModuleUnit {
 
 /// The units of `model`, outer ones before inner ones, and all its parameters.
 ///
-/// A parameter with several names (tied) belongs to the innermost unit that contains them all; a
-/// unit registered under several names is one unit. Throws ConfigError when the model itself is a
-/// unit, when a unit has been sharded before, or a parameter is not of a floating type.
-std::vector<ModuleUnit> find_units(torch::nn::Module& model);
+/// A parameter with several names (tied) belongs to the innermost unit that contains them all, one
+/// that `in_root` chooses to the root; a unit registered under several names is one unit. Throws
+/// ConfigError when the model itself is a unit, when a unit has been sharded before, or a parameter
+/// is not of a floating type.
+std::vector<ModuleUnit> find_units(
+    torch::nn::Module& model, const std::function<bool(const std::string& name)>& in_root = {});
 
 /// What the engine lays out.
 std::vector<plan::UnitSpec> specify(const std::vector<ModuleUnit>& units,

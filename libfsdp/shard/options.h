@@ -41,6 +41,9 @@ struct ShardOptions {
   std::vector<optim::ParamGroup> groups = {{.name = "all"}};
   /// Group of a parameter, an index into `groups`; null = group 0 for all.
   std::function<int(const std::string& name, c10::IntArrayRef shape)> param_group;
+  /// Parameters that belong to the root, whatever unit their module lies in: gathered once a step,
+  /// as adapters of all units are; null = none.
+  std::function<bool(const std::string& name)> in_root;
   /// Zero or false = the strategy's own choice.
   plan::PlacementOverrides placement;
   /// Look for races in every schedule that is compiled; costs milliseconds a schedule.

@@ -130,7 +130,7 @@ ShardedCore::ShardedCore(std::shared_ptr<torch::nn::Module> model,
   if (options_.deterministic) make_deterministic(*model_);
   refuse_meta_buffers(*model_);
   comm->allow_any_order(!options_.deterministic);
-  std::vector<ModuleUnit> units = find_units(*model_);
+  std::vector<ModuleUnit> units = find_units(*model_, options_.in_root);
   std::vector<plan::UnitSpec> specs = specify(units, options_);
   plan::Placement placement = make_placement(specs, *comm, options_);
   if (placement.home == plan::Home::kShared &&

@@ -305,6 +305,51 @@ TEST(Executor, BeginsTheNextGatherOfAForwardLikeTheOneBefore) {
   executor->leave_forward();
 }
 
+TEST(Executor, FrozenBucketsWithASlotOfTheirOwnAreGatheredOnce) {
+  std::vector<plan::UnitSpec> units = {
+      {.name = "", .params = {{"table", {300}, DType::kF32, false}, {"adapters", {64}}}}};
+  for (const char* name : {"a", "b", "c"})
+    units.push_back({.name = name, .params = {{cat(name, ".w"), {300}, DType::kF32, false}}});
+  for (const bool offload : {false, true}) {
+    const plan::PlacementOverrides overrides{
+        .force_slot_home = true,
+        .offload = offload ? plan::Offload::kParameters : plan::Offload::kNone};
+    comm::FakeCommunicator fake(0, 1, {});
+    const plan::Placement placement =
+        plan::place(plan::Strategy::kShardGradOp, {.ranks = 1, .units = 3}, overrides);
+    Executor executor(plan::make_layout(units, placement.mesh), placement,
+                      std::shared_ptr<comm::Communicator>(&fake, [](auto*) {}),
+                      {.verify_plans = true, .groups = {{.name = "all"}}});
+    const auto gathers_of_a_step = [&] {
+      const int64_t before = fake.count(comm::CollectiveKind::kGather).collectives;
+      executor.begin_step(1);
+      executor.enter_forward(0, true);
+      for (const int unit : {1, 2, 3}) {
+        executor.enter_forward(unit, true);
+        EXPECT_EQ(reinterpret_cast<const float*>(executor.storage().gathered(unit + 1))[7], 0.5F);
+        executor.leave_forward();
+      }
+      executor.leave_forward();
+      executor.start_backward(1, 1);
+      for (const int unit : {3, 2, 1}) executor.enter_backward(unit);
+      executor.finish_backward();
+      executor.finish_step({});
+      return fake.count(comm::CollectiveKind::kGather).collectives - before;
+    };
+    const std::vector<float> values(300, 0.5F);
+    const auto fill = [&] {
+      for (const int bucket : {1, 2, 3, 4}) executor.storage().store(bucket, 0, values);
+      executor.publish();
+    };
+    fill();
+    EXPECT_EQ(gathers_of_a_step(), 5);
+    EXPECT_EQ(gathers_of_a_step(), 1) << "what learns, alone";
+    fill();
+    EXPECT_EQ(gathers_of_a_step(), 5);
+    EXPECT_EQ(gathers_of_a_step(), 1);
+  }
+}
+
 TEST(Executor, AllocatesNothingAfterTheFirstStep) {
   for (const Setting& setting : settings()) {
     SCOPED_TRACE(cat(plan::strategy_name(setting.strategy), " on ", setting.ranks));
