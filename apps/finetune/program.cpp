@@ -10,7 +10,7 @@ namespace {
 
 const Command* const kCommands[] = {&kTrainCommand,   &kEvalCommand,     &kGenerateCommand,
                                     &kConvertCommand, &kNewModelCommand, &kShowDataCommand,
-                                    &kEnvCommand};
+                                    &kVerifyCommand,  &kEnvCommand};
 
 constexpr std::string_view kUsage =
     "finetune: trains, evaluates and runs Llama-family models in Hugging Face format, fully "

@@ -26,7 +26,7 @@ struct Command {
 };
 
 extern const Command kTrainCommand, kEvalCommand, kGenerateCommand, kConvertCommand,
-    kNewModelCommand, kShowDataCommand, kEnvCommand;
+    kNewModelCommand, kShowDataCommand, kVerifyCommand, kEnvCommand;
 
 /// main without the error handling: finds the command (train when none is named), answers --help
 /// and --version.

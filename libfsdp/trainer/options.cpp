@@ -141,6 +141,8 @@ void NewModelOptions::check(const Origins&) const {
   require(output_dir, "output_dir");
 }
 
+void VerifyOptions::check(const Origins&) const { require(dir, "dir"); }
+
 void ShowDataOptions::check(const Origins&) const {
   require(model_name_or_path, "model_name_or_path");
   require(train_file, "train_file");

@@ -171,6 +171,16 @@ struct ShowDataOptions {
   void check(const Origins& origins) const;
 };
 
+struct VerifyOptions {
+  std::filesystem::path dir;
+  int64_t threads = 0;
+  bool json = false;
+
+  template <class V>
+  void fields(V& v);
+  void check(const Origins& origins) const;
+};
+
 struct EnvOptions {
   bool json = false;
 

@@ -216,6 +216,16 @@ void ShowDataOptions::fields(V& v) {
 }
 
 template <class V>
+void VerifyOptions::fields(V& v) {
+  v.group("Checkpoint");
+  v("dir", dir,
+    "Folder of a checkpoint, or one with several; may stand without its name. Required.");
+  v("threads", threads, "Threads that read; 0 = one for each core, at most 16.",
+    {.min = 0, .max = 1024});
+  v("json", json, "One JSON object instead of lines.");
+}
+
+template <class V>
 void EnvOptions::fields(V& v) {
   v.group("Output");
   v("json", json, "One JSON object instead of lines.");

@@ -4,7 +4,7 @@ import json
 
 from support import SOURCE, ProgramTest
 
-COMMANDS = ["train", "eval", "generate", "convert", "new-model", "show-data", "env"]
+COMMANDS = ["train", "eval", "generate", "convert", "new-model", "show-data", "verify", "env"]
 
 
 class Help(ProgramTest):
