@@ -5,6 +5,7 @@
 
 #include "libfsdp/base/dtype.h"
 #include "libfsdp/io/gguf_llama.h"
+#include "libfsdp/io/hf_weights.h"
 
 namespace fsdp::checkpoint {
 
@@ -12,8 +13,9 @@ namespace fsdp::checkpoint {
 /// (made when missing), the configuration last. The tokenizer's files are the caller's business.
 ///
 /// Memory: one part of a tensor at a time. Cost: one pass over the file.
-/// Throws: ModelError for the source, ConfigError or HostResourceError for the directory; then no
-/// weights appear.
-void convert_gguf(const io::GgufLlama& model, const std::string& out_directory, DType dtype);
+/// Throws: ModelError for the source, ConfigError or HostResourceError for the directory; then
+/// parts of the weights may be there (StagedDirectory is for that), but no config.json.
+void convert_gguf(const io::GgufLlama& model, const std::string& out_directory, DType dtype,
+                  int64_t max_file_bytes = io::kDefaultMaxShardBytes);
 
 }  // namespace fsdp::checkpoint

@@ -1,0 +1,48 @@
+// Writes a whole state, read from anywhere, in either form: what `finetune convert` does.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "libfsdp/base/dtype.h"
+#include "libfsdp/checkpoint/state_dict.h"
+#include "libfsdp/io/hf_weights.h"
+
+namespace fsdp::checkpoint {
+
+struct ConvertedForm {
+  int64_t num_shards = 0;      ///< Files as of that many ranks, cut by rows; 0 = the full form.
+  std::optional<DType> dtype;  ///< Of floating tensors; empty = as they are.
+  std::string stem = "model";  ///< Name of the full form's files.
+  int64_t max_file_bytes = io::kDefaultMaxShardBytes;
+};
+
+/// Writes the tensors' files into `directory`, which exists and has none of them; returns the bytes
+/// of tensors. Parts of `state` are whole tensors with `read`.
+/// Memory: one buffer of a few MB. Throws: as RangeWriter; what `read` throws.
+int64_t write_converted(const StateDict& state, const ConvertedForm& form,
+                        const std::string& directory);
+
+/// Files of a directory that is being made: written in a directory within it, and moved up at the
+/// end, config.json last. Removed with the object if that did not happen.
+class StagedDirectory {
+ public:
+  /// `directory` exists. Throws: ConfigError, HostResourceError.
+  explicit StagedDirectory(std::string directory);
+  StagedDirectory(const StagedDirectory&) = delete;
+  StagedDirectory& operator=(const StagedDirectory&) = delete;
+  ~StagedDirectory();
+
+  /// Where to write.
+  const std::string& path() const { return path_; }
+
+  /// Throws: HostResourceError.
+  void publish();
+
+ private:
+  std::string directory_;
+  std::string path_;
+};
+
+}  // namespace fsdp::checkpoint
