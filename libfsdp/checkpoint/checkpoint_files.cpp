@@ -146,6 +146,11 @@ std::vector<std::string> names_in(const std::string& directory) {
   return names;
 }
 
+std::string without_end_slash(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
 bool name_exists(const std::string& path) {
   struct stat status;
   return ::lstat(path.c_str(), &status) == 0;
@@ -194,10 +199,24 @@ Claim::~Claim() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
+Doomed::Doomed(Doomed&& other) noexcept
+    : path_(std::exchange(other.path_, {})), claim_(std::move(other.claim_)) {}
+
+Doomed& Doomed::operator=(Doomed&& other) noexcept {
+  path_.swap(other.path_);
+  std::swap(claim_, other.claim_);
+  return *this;
+}
+
+Doomed::~Doomed() {
+  if (!path_.empty()) remove_tree_quietly(path_);
+}
+
 TemporaryCheckpoint::TemporaryCheckpoint(std::string parent, int64_t step)
     : parent_(std::move(parent)),
       name_(joined(kTemporaryPrefix, step, "-", nonce())),
-      path_(joined(parent_, "/", name_)) {
+      path_(joined(parent_, "/", name_)),
+      spare_path_(joined(parent_, "/", kOldPrefix, name_.substr(kTemporaryPrefix.size()))) {
   if (::mkdir(path_.c_str(), 0755) != 0) fail(cat(path_, ": cannot make the directory"), errno);
   auto claim = Claim::take(path_);
   if (claim) claim_ = std::move(*claim);
@@ -206,10 +225,10 @@ TemporaryCheckpoint::TemporaryCheckpoint(std::string parent, int64_t step)
 
 TemporaryCheckpoint::~TemporaryCheckpoint() { remove(); }
 
-void TemporaryCheckpoint::remove() noexcept {
-  if (published_ || path_.empty()) return;
-  remove_tree_quietly(path_);
-  path_.clear();
+void TemporaryCheckpoint::remove() noexcept { take_remains(); }
+
+Doomed TemporaryCheckpoint::take_remains() noexcept {
+  return {std::exchange(path_, {}), std::move(old_claim_)};
 }
 
 void TemporaryCheckpoint::publish(const std::string& name, bool overwrite) {
@@ -218,6 +237,7 @@ void TemporaryCheckpoint::publish(const std::string& name, bool overwrite) {
     exchange_names(final_path);
   } else {
     take_name(final_path);
+    path_.clear();
   }
 }
 
@@ -225,20 +245,18 @@ void TemporaryCheckpoint::take_name(const std::string& final_path) {
   if (!rename_unless_taken(path_, final_path)) {
     throw ConfigError(cat("[checkpoint] ", final_path, " exists already and is not overwritten"));
   }
-  published_ = true;
   try {
     io::sync_directory(parent_);
   } catch (...) {
     // Without this sync nobody knows which name would survive a power loss: there is no checkpoint.
-    published_ = ::rename(final_path.c_str(), path_.c_str()) != 0;
+    if (::rename(final_path.c_str(), path_.c_str()) != 0) path_.clear();
     throw;
   }
 }
 
 void TemporaryCheckpoint::exchange_names(const std::string& final_path) {
-  const auto old_claim = Claim::take(final_path);  // It gets a temporary name in a moment.
-  const std::string old_path =
-      joined(parent_, "/", kOldPrefix, name_.substr(kTemporaryPrefix.size()));
+  // The old one gets a temporary name in a moment.
+  if (auto claim = Claim::take(final_path)) old_claim_ = std::move(*claim);
   const auto exchange = [&] {
     return ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, final_path.c_str(), RENAME_EXCHANGE);
   };
@@ -246,40 +264,37 @@ void TemporaryCheckpoint::exchange_names(const std::string& final_path) {
     try {
       io::sync_directory(parent_);
     } catch (...) {
-      published_ = exchange() != 0;
+      if (exchange() != 0) path_.clear();
       throw;
     }
-    return;  // The old checkpoint is at path_ now, and removed with this object.
+    return;  // The old checkpoint is at path_ now.
   }
   if (!cannot(errno)) fail(cat(path_, ": exchange with ", final_path), errno);
   // Between these renames both are whole: the old one has its step in its name, and whoever comes
   // next restores it.
-  if (::rename(final_path.c_str(), old_path.c_str()) != 0)
-    fail(cat(final_path, ": rename to ", old_path), errno);
+  if (::rename(final_path.c_str(), spare_path_.c_str()) != 0)
+    fail(cat(final_path, ": rename to ", spare_path_), errno);
   try {
     take_name(final_path);
   } catch (...) {
-    ::rename(old_path.c_str(), final_path.c_str());
+    ::rename(spare_path_.c_str(), final_path.c_str());
     throw;
   }
-  remove_tree_quietly(old_path);
+  path_.swap(spare_path_);
 }
 
-void remove_checkpoint(const std::string& parent, const std::string& name) {
+Doomed remove_checkpoint(const std::string& parent, const std::string& name) {
   const std::string path = joined(parent, "/", name);
-  const auto claim = Claim::take(path);
-  const std::string removed = joined(parent, "/", kRemovedPrefix, name, "-", nonce());
-  if (::rename(path.c_str(), removed.c_str()) != 0) {
-    if (errno == ENOENT) return;
-    fail(cat(path, ": rename to ", removed), errno);
-  }
+  std::string removed = joined(parent, "/", kRemovedPrefix, name, "-", nonce());
+  auto claim = Claim::take(path);
+  if (::rename(path.c_str(), removed.c_str()) != 0) fail(cat(path, ": rename to ", removed), errno);
   try {
     io::sync_directory(parent);
   } catch (...) {
     ::rename(removed.c_str(), path.c_str());
     throw;
   }
-  remove_tree_quietly(removed);
+  return {std::move(removed), claim ? std::move(*claim) : Claim()};
 }
 
 void write_latest(const std::string& parent, const std::string& name) {

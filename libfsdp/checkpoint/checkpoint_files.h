@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace fsdp::checkpoint {
@@ -16,6 +17,9 @@ inline constexpr std::string_view kLatestFile = "latest";
 /// "checkpoint-120", and back; none for any other name.
 std::string checkpoint_name(int64_t step);
 std::optional<int64_t> step_of_name(std::string_view name);
+
+/// "out/" -> "out".
+std::string without_end_slash(std::string path);
 
 /// Names in a directory, sorted. Throws: HostResourceError.
 std::vector<std::string> names_in(const std::string& directory);
@@ -43,6 +47,21 @@ class Claim {
   int descriptor_ = -1;
 };
 
+/// Files that no longer have the name of a checkpoint. They are removed with the object, which may
+/// take a while where they are large. Move-only.
+class Doomed {
+ public:
+  Doomed(std::string path, Claim claim) : path_(std::move(path)), claim_(std::move(claim)) {}
+  Doomed(Doomed&& other) noexcept;
+  Doomed& operator=(Doomed&& other) noexcept;
+  /// What cannot be removed is for the next run: a warning.
+  ~Doomed();
+
+ private:
+  std::string path_;
+  Claim claim_;
+};
+
 /// A new directory `<parent>/.tmp-checkpoint-<step>-<nonce>` that no other run takes for left over.
 /// Removed with the object, unless it became a checkpoint.
 class TemporaryCheckpoint {
@@ -56,13 +75,16 @@ class TemporaryCheckpoint {
   const std::string& path() const { return path_; }
 
   /// Gives the directory its name and makes that durable. There is no instant at which a checkpoint
-  /// that had this name before, or the new one, is not whole under some name; the old one is
-  /// removed. Throws: ConfigError if the name is taken and not `overwrite`; HostResourceError; then
-  /// all is as before.
+  /// that had this name before, or the new one, is not whole under some name; the old one goes with
+  /// this object. Throws: ConfigError if the name is taken and not `overwrite`; HostResourceError;
+  /// then all is as before.
   void publish(const std::string& name, bool overwrite);
 
-  /// Removes the directory now. Never throws: what cannot be removed is for the next run.
+  /// Removes what still has the temporary name (this directory, or the checkpoint that it
+  /// replaced), now. Never throws: what cannot be removed is for the next run.
   void remove() noexcept;
+  /// The same, whenever the caller likes.
+  Doomed take_remains() noexcept;
 
  private:
   void take_name(const std::string& final_path);
@@ -70,14 +92,15 @@ class TemporaryCheckpoint {
 
   std::string parent_;
   std::string name_;
-  std::string path_;
+  std::string path_;        // Of what has the temporary name; empty = nothing.
+  std::string spare_path_;  // Where an old checkpoint goes if names cannot be exchanged.
   Claim claim_;
-  bool published_ = false;
+  Claim old_claim_;
 };
 
-/// Takes a checkpoint away: first its name, durably, then its files; so half of one never has the
-/// name of a whole one. Throws: HostResourceError.
-void remove_checkpoint(const std::string& parent, const std::string& name);
+/// Takes a checkpoint's name away, durably; so half of one never has the name of a whole one.
+/// Throws: HostResourceError; then it has its name.
+Doomed remove_checkpoint(const std::string& parent, const std::string& name);
 
 /// Writes `latest`, atomically and durably. Throws: HostResourceError.
 void write_latest(const std::string& parent, const std::string& name);

@@ -9,7 +9,6 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/base/log.h"
-#include "libfsdp/checkpoint/checkpoint_files.h"
 #include "libfsdp/checkpoint/joined.h"
 #include "libfsdp/checkpoint/verdict.h"
 #include "libfsdp/checkpoint/verify.h"
@@ -45,7 +44,7 @@ io::Json as_json(const std::vector<CheckpointEntry>& entries,
 }  // namespace
 
 CheckpointList::CheckpointList(std::string output_directory)
-    : output_directory_(std::move(output_directory)) {
+    : output_directory_(without_end_slash(std::move(output_directory))) {
   if (!name_exists(output_directory_)) return;
   const std::vector<std::string> names = names_in(output_directory_);
   for (const std::string& name : names) {
@@ -121,16 +120,18 @@ Manifest read_checked_manifest(const std::string& checkpoint) {
   return manifest;
 }
 
-void remove_older_checkpoints(const std::string& output_directory, int64_t new_step,
-                              int64_t best_step, int64_t limit) {
+std::vector<Doomed> remove_older_checkpoints(const std::string& output_directory, int64_t new_step,
+                                             int64_t best_step, int64_t limit) {
   const CheckpointList list(output_directory);
+  std::vector<Doomed> doomed;
   auto left = static_cast<int64_t>(list.entries().size());
   for (const CheckpointEntry& entry : list.entries()) {
     if (left <= limit) break;
     if (entry.step == new_step || entry.step == best_step) continue;
-    remove_checkpoint(output_directory, checkpoint_name(entry.step));
+    doomed.push_back(remove_checkpoint(output_directory, checkpoint_name(entry.step)));
     --left;
   }
+  return doomed;
 }
 
 }  // namespace fsdp::checkpoint

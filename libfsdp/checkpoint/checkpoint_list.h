@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "libfsdp/checkpoint/checkpoint_files.h"
 #include "libfsdp/checkpoint/manifest.h"
 #include "libfsdp/comm/communicator.h"
 
@@ -57,8 +58,9 @@ class CheckpointList {
 Manifest read_checked_manifest(const std::string& checkpoint);
 
 /// Removes whole checkpoints, oldest first, until `limit` are left; never those of `new_step` and
-/// `best_step`. What is not whole is neither counted nor touched. Throws: HostResourceError.
-void remove_older_checkpoints(const std::string& output_directory, int64_t new_step,
-                              int64_t best_step, int64_t limit);
+/// `best_step`. What is not whole is neither counted nor touched. They have lost their names when
+/// it returns, and their files go with the result. Throws: HostResourceError.
+std::vector<Doomed> remove_older_checkpoints(const std::string& output_directory, int64_t new_step,
+                                             int64_t best_step, int64_t limit);
 
 }  // namespace fsdp::checkpoint

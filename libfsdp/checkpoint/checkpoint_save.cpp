@@ -85,6 +85,7 @@ CheckpointSave::CheckpointSave(comm::Communicator& comm, std::string output_dire
 }
 
 CheckpointSave::~CheckpointSave() {
+  if (eraser_.joinable()) eraser_.join();
   if (flight_ == nullptr) return;
   if (comm_.rank() == 0) {
     log::warning("[checkpoint] a save is given up: the run ended before it was complete");
@@ -98,6 +99,7 @@ void CheckpointSave::save(SaveRequest request) {
 
 void CheckpointSave::start(SaveRequest request) {
   wait();
+  if (eraser_.joinable()) eraser_.join();
   std::unique_ptr<Flight> flight;
   Outcome outcome;
   outcome.run([&] {
@@ -160,16 +162,30 @@ void CheckpointSave::commit() {
   const bool complete = std::none_of(outcomes.begin(), outcomes.end(),
                                      [](const Outcome& one) { return one.failed(); });
   Outcome published;
+  std::vector<Doomed> doomed;
   if (comm_.rank() == 0) {
     if (complete) published.run([&] { publish(*flight, outcomes); });
-    // The files of a failed save, or those of the checkpoint that was overwritten.
-    flight->temporary->remove();
-    if (!published.failed() && complete) tidy_up(flight->request);
+    if (complete && !published.failed()) {
+      doomed = tidy_up(flight->request);
+    } else {
+      flight->temporary->remove();
+    }
   }
   const auto verdicts = committed_.exchange(published, "checkpoint committed");
   written_.throw_if_failed(outcomes);
   committed_.throw_if_failed(verdicts);
   last_saved_.swap(flight->final_path);
+  if (comm_.rank() == 0) erase(*flight, std::move(doomed));
+}
+
+// Large files take their time to go; in the background, that is not the training's.
+void CheckpointSave::erase(Flight& flight, std::vector<Doomed> doomed) {
+  Outcome outcome;
+  outcome.run([&] {
+    doomed.push_back(flight.temporary->take_remains());
+    if (!flight.request.in_background) return;
+    eraser_ = comm::start_quiet_thread([files = std::move(doomed)]() mutable { files.clear(); });
+  });
 }
 
 void CheckpointSave::publish(Flight& flight, std::span<const Outcome> outcomes) {
@@ -199,18 +215,20 @@ void CheckpointSave::publish(Flight& flight, std::span<const Outcome> outcomes) 
 }
 
 // The checkpoint is safe already: what fails here is for the log.
-void CheckpointSave::tidy_up(const SaveRequest& request) const noexcept {
+std::vector<Doomed> CheckpointSave::tidy_up(const SaveRequest& request) const noexcept {
   Outcome outcome;
   outcome.run([&] { write_latest(output_directory_, checkpoint_name(request.step)); });
   if (outcome.failed()) log::warning(outcome.text);
   outcome = {};
+  std::vector<Doomed> doomed;
   outcome.run([&] {
     if (request.save_total_limit > 0) {
-      remove_older_checkpoints(output_directory_, request.step, request.best_step,
-                               request.save_total_limit);
+      doomed = remove_older_checkpoints(output_directory_, request.step, request.best_step,
+                                        request.save_total_limit);
     }
   });
   if (outcome.failed()) log::warning(outcome.text);
+  return doomed;
 }
 
 }  // namespace fsdp::checkpoint

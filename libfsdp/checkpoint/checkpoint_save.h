@@ -12,7 +12,10 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <thread>
+#include <vector>
 
+#include "libfsdp/checkpoint/checkpoint_files.h"
 #include "libfsdp/checkpoint/range_writer.h"
 #include "libfsdp/checkpoint/verdict.h"
 #include "libfsdp/comm/communicator.h"
@@ -55,7 +58,8 @@ class CheckpointSave {
   /// start(), then wait().
   void save(SaveRequest request);
 
-  /// Begins a save; one that is in flight is waited for first. Collective; one exchange. Without
+  /// Begins a save; one that is in flight is waited for first, and the removal of older ones.
+  /// Collective; one exchange. Without
   /// `in_background` it returns when this rank has written its part; errors come from wait().
   void start(SaveRequest request);
 
@@ -76,7 +80,8 @@ class CheckpointSave {
   void begin(Flight& flight, Outcome& outcome);
   void commit();
   void publish(Flight& flight, std::span<const Outcome> outcomes);
-  void tidy_up(const SaveRequest& request) const noexcept;
+  std::vector<Doomed> tidy_up(const SaveRequest& request) const noexcept;
+  void erase(Flight& flight, std::vector<Doomed> doomed);
 
   comm::Communicator& comm_;
   std::string output_directory_;
@@ -84,6 +89,7 @@ class CheckpointSave {
   Verdict committed_;  // Did rank 0 commit?
   std::unique_ptr<Flight> flight_;
   std::string last_saved_;
+  std::thread eraser_;  // Removes the files of old checkpoints behind the training's back.
 };
 
 }  // namespace fsdp::checkpoint

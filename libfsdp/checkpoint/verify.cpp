@@ -181,11 +181,6 @@ class Verification {
   Hasher hasher_;
 };
 
-std::string without_end_slash(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  return path;
-}
-
 /// Adds what another share of the same checkpoint found.
 void merge(VerifyReport& report, VerifyReport other) {
   report.read_bytes += other.read_bytes;

@@ -19,8 +19,7 @@ namespace fs = std::filesystem;
 using checkpoint::VerifyReport;
 
 /// The checkpoint that `directory` is, or those that are in it, by step.
-std::vector<std::string> checkpoints_in(std::string directory) {
-  while (directory.size() > 1 && directory.back() == '/') directory.pop_back();
+std::vector<std::string> checkpoints_in(const std::string& directory) {
   if (!fs::is_directory(directory))
     throw ModelError(cat("[verify] ", directory, ": expected a folder"));
   if (checkpoint::name_exists(cat(directory, "/", checkpoint::kManifestFile)) ||
@@ -103,7 +102,8 @@ int threads_of(const VerifyOptions& options) {
 ExitCode run_verify(const VerifyOptions& options) {
   io::Json::Array reports;
   size_t whole = 0;
-  for (const std::string& path : checkpoints_in(options.dir.string())) {
+  for (const std::string& path :
+       checkpoints_in(checkpoint::without_end_slash(options.dir.string()))) {
     const VerifyReport report = checkpoint::verify_by_threads(path, threads_of(options));
     if (report.whole()) ++whole;
     reports.push_back(as_json(report));
