@@ -19,6 +19,7 @@
 #include "libfsdp/comm/launcher.h"
 #include "libfsdp/device/host_allocator.h"
 #include "libfsdp/models/fast_matmul.h"
+#include "libfsdp/models/tensor_memory.h"
 #include "libfsdp/trainer/session.h"
 
 namespace {
@@ -58,6 +59,7 @@ double run_steps(trainer::ShardedLm& model, int64_t& step, int64_t steps, int64_
 int serve(comm::Communicator& comm, const std::string& directory, int64_t tokens) {
   at::set_num_threads(1);
   models::use_fast_float32_matmul();
+  models::use_tensor_heap();
   int64_t vocabulary = 0;
   auto model = [&] {  // Keeps no tokenizer: neither side of the race has one.
     const auto files = trainer::open_model(directory);
