@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "libfsdp/shard/gradient_sink.h"
+#include "libfsdp/shard/weight_adapter.h"
 
 namespace fsdp {
 namespace {
@@ -106,11 +107,21 @@ Tensor linear_bias_gradient(const Tensor& bias, const Tensor& d) {
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const Tensor& bias) {
+  if (WeightAdapter* adapter = weight_adapter(weight)) return adapter->linear(input, weight, bias);
+  return base_linear(input, weight, bias);
+}
+
+Tensor base_linear(const Tensor& input, const Tensor& weight, const Tensor& bias) {
   return LinearFunction::apply(input, weight,
                                bias.defined() ? std::optional<Tensor>(bias) : std::nullopt);
 }
 
 Tensor embedding(const Tensor& weight, const Tensor& ids, bool tied) {
+  if (WeightAdapter* adapter = weight_adapter(weight)) return adapter->embedding(weight, ids);
+  return base_embedding(weight, ids, tied);
+}
+
+Tensor base_embedding(const Tensor& weight, const Tensor& ids, bool tied) {
   return EmbeddingFunction::apply(weight, ids, tied);
 }
 

@@ -159,8 +159,10 @@ ShardedCore::~ShardedCore() {
   for (const auto& unit : units_) {
     if (unit->hook) unit->hook->set_runtime(nullptr);
     conceal(*unit);
-    for (const Parameter& parameter : unit->parameters)
-      torch::autograd::impl::set_post_acc_grad_hooks(parameter.tensor, nullptr);
+    for (const Parameter& parameter : unit->parameters) {
+      if (parameter.tensor.requires_grad())
+        torch::autograd::impl::set_post_acc_grad_hooks(parameter.tensor, nullptr);
+    }
   }
 }
 

@@ -17,8 +17,8 @@ LAYERS = {
     "text": ["base", "io"],
     "gloo": ["base", "kernels", "comm"],
     "shard": ["base", "plan", "io", "device", "kernels", "comm", "optim", "checkpoint", "engine"],
-    "lora": ["base", "plan", "io", "kernels", "checkpoint", "shard"],
-    "models": ["base", "io", "device", "kernels", "shard"],
+    "lora": ["base", "plan", "io", "kernels", "comm", "checkpoint", "text", "shard"],
+    "models": ["base", "io", "device", "kernels", "shard", "lora"],
     "trainer": ["base", "plan", "io", "device", "kernels", "comm", "optim", "checkpoint", "engine", "text",
                 "gloo", "shard", "lora", "models"],
 }

@@ -1,0 +1,92 @@
+#include "libfsdp/lora/functions.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <optional>
+
+#include "libfsdp/shard/functions.h"
+#include "libfsdp/shard/gradient_sink.h"
+
+namespace fsdp::lora {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+Tensor rows_of(const Tensor& tensor) { return tensor.reshape({-1, tensor.size(-1)}); }
+
+// Arguments: x, u (undefined = x), W, bias (or undefined), A, B, scaling.
+struct LoraLinear : torch::autograd::Function<LoraLinear> {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const std::optional<Tensor>& u,
+                        const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& a,
+                        const Tensor& b, double scaling) {
+    const Tensor& dropped = u ? *u : x;
+    Tensor y = at::linear(x, weight, bias);
+    const Tensor t = at::mm(rows_of(dropped), a.t());
+    Tensor rows = y.view({-1, y.size(-1)});
+    at::addmm_out(rows, rows, t, b.t(), 1, scaling);
+    context->save_for_backward({dropped, weight, bias.value_or(Tensor()), a, b, t});
+    context->saved_data["scaling"] = scaling;
+    context->saved_data["dropped"] = u.has_value();
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const Tensor &u = saved[0], &weight = saved[1], &bias = saved[2], &a = saved[3], &b = saved[4],
+                 &t = saved[5];
+    const double scaling = context->saved_data["scaling"].toDouble();
+    const bool dropped = context->saved_data["dropped"].toBool();
+    const Tensor d = rows_of(gradients[0]);
+    const Tensor dt = at::mm(d, b).mul_(scaling);
+    Tensor dx, du, d_bias, da, db;
+    if (context->needs_input_grad(0)) {
+      Tensor rows = at::mm(d, weight);
+      if (!dropped) at::addmm_out(rows, rows, dt, a);
+      dx = rows.view(u.sizes());
+    }
+    if (dropped && context->needs_input_grad(1)) du = at::mm(dt, a).view(u.sizes());
+    if (bias.defined() && bias.requires_grad()) d_bias = linear_bias_gradient(bias, d);
+    if (a.requires_grad()) da = linear_weight_gradient(a, dt, rows_of(u));
+    if (b.requires_grad()) db = linear_weight_gradient(b, d, t * scaling);
+    return {dx, du, Tensor(), d_bias, da, db, Tensor()};
+  }
+};
+
+std::optional<Tensor> some(const Tensor& tensor) {
+  return tensor.defined() ? std::optional<Tensor>(tensor) : std::nullopt;
+}
+
+}  // namespace
+
+Tensor lora_linear(const Tensor& x, const Tensor& u, const Tensor& weight, const Tensor& bias,
+                   const LowRank& adapter) {
+  return LoraLinear::apply(x, some(u), weight, some(bias), adapter.a, adapter.b, adapter.scaling);
+}
+
+Tensor merged_linear(const Tensor& weight, const LowRank& adapter) {
+  return at::addmm(weight.to(at::kFloat), adapter.b.to(at::kFloat), adapter.a.to(at::kFloat), 1,
+                   adapter.scaling);
+}
+
+Tensor row_norms(const Tensor& weight, const LowRank& adapter) {
+  return at::linalg_vector_norm(merged_linear(weight, adapter), 2, at::IntArrayRef{1});
+}
+
+Tensor dora_linear(const Tensor& x, const Tensor& u, const Tensor& weight, const Tensor& bias,
+                   const LowRank& adapter, const Tensor& magnitude) {
+  const Tensor norms =
+      row_norms(weight.detach(), {adapter.a.detach(), adapter.b.detach(), adapter.scaling});
+  const Tensor scale = (magnitude / norms).to(x.scalar_type());
+  if (!u.defined()) {
+    const Tensor product = lora_linear(x, {}, weight, {}, adapter) * scale;
+    return bias.defined() ? product + bias : product;
+  }
+  // As PEFT: what dropout leaves of x counts only beyond the base.
+  const Tensor base = base_linear(x, weight, bias) - base_linear(u, weight);
+  return base + lora_linear(u, {}, weight, {}, adapter) * scale;
+}
+
+}  // namespace fsdp::lora

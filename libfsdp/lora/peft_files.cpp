@@ -1,0 +1,152 @@
+#include "libfsdp/lora/peft_files.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <limits>
+#include <set>
+
+#include "libfsdp/base/error.h"
+#include "libfsdp/checkpoint/load_state.h"
+#include "libfsdp/checkpoint/save_plan.h"
+#include "libfsdp/checkpoint/verdict.h"
+#include "libfsdp/lora/parameter_names.h"
+#include "libfsdp/shard/state_dict.h"
+
+namespace fsdp::lora {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kStem = "adapter_model";
+constexpr const char* kConfigFile = "adapter_config.json";
+
+// Bytes of a piece, a part at a time.
+template <class Use>
+void for_each_part(const checkpoint::TensorPart& tensor, Use use) {
+  constexpr int64_t kNumel = int64_t{1} << 18;
+  std::vector<std::byte> bytes;
+  for (int64_t at = 0; at < tensor.numel; at += kNumel) {
+    const int64_t count = std::min(kNumel, tensor.numel - at);
+    bytes.resize(static_cast<size_t>(count) * dtype_bytes(tensor.dtype));
+    tensor.read(at, bytes);
+    use(bytes);
+  }
+}
+
+// An adapter of an Embedding starts with A zero, others with B.
+bool starts_at_zero(const std::string& peft_name) {
+  return peft_name.ends_with(".lora_B.weight") || peft_name.ends_with(".lora_embedding_A");
+}
+
+// Throws for the first tensor that is zero on all ranks.
+void check_updated(ShardedCore& core, const checkpoint::StateDict& state, const char* what) {
+  std::vector<uint8_t> mine(state.tensors.size(), 0);
+  for (size_t i = 0; i < mine.size(); ++i) {
+    const checkpoint::TensorPart& tensor = state.tensors[i];
+    if (tensor.shape.empty() ||
+        std::find(tensor.shape.begin(), tensor.shape.end(), 0) != tensor.shape.end())
+      throw ModelError(cat(what, ": '", tensor.name, "' has no element"));
+    for_each_part(tensor, [&](const std::vector<std::byte>& bytes) {
+      for (const std::byte byte : bytes) mine[i] |= static_cast<uint8_t>(byte);
+    });
+  }
+  comm::Communicator& comm = core.comm();
+  std::vector<uint8_t> all(mine.size() * static_cast<size_t>(comm.size()));
+  comm.exchange(mine.data(), mine.size(), all.data(), comm::make_tag("adapter is trained"));
+  for (size_t i = 0; i < mine.size(); ++i) {
+    if (!starts_at_zero(state.tensors[i].name)) continue;
+    bool any = false;
+    for (size_t rank = 0; rank < static_cast<size_t>(comm.size()); ++rank)
+      any = any || all[rank * mine.size() + i] != 0;
+    if (any) continue;
+    throw ModelError(cat(what, ": '", state.tensors[i].name,
+                         "' is all zero: the adapter has never been updated"));
+  }
+}
+
+std::string temporary_folder(const std::string& directory) {
+  return (fs::path(directory) / ".tmp-adapter").string();
+}
+
+void write_files(const checkpoint::SavePlan& plan, const checkpoint::StateDict& state, int rank,
+                 const std::string& folder) {
+  checkpoint::RangeWriter writer(folder);
+  checkpoint::write_state(plan, state, rank, writer);
+  writer.finish();
+}
+
+}  // namespace
+
+checkpoint::StateDict adapter_state(ShardedCore& core, const Adapters& adapters,
+                                    const std::string& name) {
+  std::set<std::string> wanted;
+  for (const AdapterParameters& adapter : adapters.parameters(name)) {
+    wanted.insert(a_name(adapter, name));
+    wanted.insert(b_name(adapter, name));
+    if (adapter.magnitude.defined()) wanted.insert(magnitude_name(adapter, name));
+  }
+  for (const ParameterInfo& info : core.parameters())
+    if (info.trainable && !Adapters::is_adapter(info.name)) wanted.insert(info.name);
+  checkpoint::StateDict state;
+  for (checkpoint::TensorPart& tensor : model_state(core).tensors) {
+    if (wanted.count(tensor.name) == 0) continue;
+    tensor.name = peft_name(tensor.name, name);
+    state.tensors.push_back(std::move(tensor));
+  }
+  return state;
+}
+
+void save_adapter(ShardedCore& core, const Adapters& adapters, const std::string& directory,
+                  const std::string& name) {
+  comm::Communicator& comm = core.comm();
+  const checkpoint::StateDict state = adapter_state(core, adapters, name);
+  check_updated(core, state, "adapter");
+  const checkpoint::Verdict verdict(comm);
+  const std::string folder = temporary_folder(directory);
+  const checkpoint::SavePlan plan = checkpoint::plan_full(
+      state, {.stem = kStem, .max_file_bytes = std::numeric_limits<int64_t>::max()});
+  checkpoint::Outcome made;
+  if (comm.rank() == 0) {
+    made.run([&] {
+      fs::remove_all(folder);
+      fs::create_directories(folder);
+    });
+  }
+  verdict.agree(made, "folder of the adapter");
+  checkpoint::Outcome written;
+  written.run([&] { write_files(plan, state, comm.rank(), folder); });
+  try {
+    verdict.agree(written, "adapter is written");
+  } catch (...) {
+    std::error_code ignored;
+    if (comm.rank() == 0) fs::remove_all(folder, ignored);
+    throw;
+  }
+  checkpoint::Outcome named;
+  if (comm.rank() == 0) {
+    named.run([&] {
+      for (const auto& file : plan.files)
+        io::rename_file((fs::path(folder) / file.name).string(),
+                        (fs::path(directory) / file.name).string());
+      fs::remove_all(folder);
+      io::sync_directory(directory);
+      io::write_text_atomic((fs::path(directory) / kConfigFile).string(),
+                            adapter_config_text(adapters.config(name)));
+    });
+  }
+  verdict.agree(named, "adapter is saved");
+}
+
+void load_adapter(ShardedCore& core, const Adapters& adapters, const std::string& directory,
+                  const std::string& name) {
+  const checkpoint::StateDict state = adapter_state(core, adapters, name);
+  const checkpoint::Verdict verdict(core.comm());
+  checkpoint::Outcome loaded;
+  loaded.run(
+      [&] { checkpoint::load_state(state, checkpoint::StoredTensors::open(directory, kStem)); });
+  verdict.agree(loaded, "adapter is loaded");
+  core.publish();
+  check_updated(core, state, directory.c_str());
+}
+
+}  // namespace fsdp::lora
