@@ -44,14 +44,17 @@ struct CheckpointSave::Flight {
   std::optional<RangeWriter> writer;
   Outcome outcome;  // Of this rank's part; belongs to the thread until `written`.
   std::atomic<bool> written{false};
+  std::thread eraser;  // Of the last save: it makes the room that this one may need.
   std::thread thread;
 
   ~Flight() {
     if (writer) writer->cancel();
     if (thread.joinable()) thread.join();
+    if (eraser.joinable()) eraser.join();
   }
 
   void write(int64_t rank, int64_t world_size) noexcept {
+    if (eraser.joinable()) eraser.join();
     outcome.run([&] {
       request.write(*writer);
       writer->finish();
@@ -99,7 +102,6 @@ void CheckpointSave::save(SaveRequest request) {
 
 void CheckpointSave::start(SaveRequest request) {
   wait();
-  if (eraser_.joinable()) eraser_.join();
   std::unique_ptr<Flight> flight;
   Outcome outcome;
   outcome.run([&] {
@@ -114,6 +116,7 @@ void CheckpointSave::start(SaveRequest request) {
         "checkpoint: the ranks save different steps");
   Flight& own = *flight;
   flight_ = std::move(flight);
+  own.eraser = std::move(eraser_);
   const auto write = [&own, rank = comm_.rank(), size = comm_.size()] { own.write(rank, size); };
   own.outcome.run([&] {
     own.directory = joined(output_directory_, "/", outcomes[0].text);

@@ -58,8 +58,7 @@ class CheckpointSave {
   /// start(), then wait().
   void save(SaveRequest request);
 
-  /// Begins a save; one that is in flight is waited for first, and the removal of older ones.
-  /// Collective; one exchange. Without
+  /// Begins a save; one that is in flight is waited for first. Collective; one exchange. Without
   /// `in_background` it returns when this rank has written its part; errors come from wait().
   void start(SaveRequest request);
 
