@@ -13,6 +13,7 @@
 #include "libfsdp/base/error.h"
 #include "libfsdp/comm/fake.h"
 #include "libfsdp/lora/adapters.h"
+#include "libfsdp/lora/merge.h"
 #include "libfsdp/lora/peft_files.h"
 #include "libfsdp/shard/functions.h"
 #include "tests/ranks/training_run.h"
@@ -340,6 +341,68 @@ TEST(Lora, AdaptersGoThroughFilesAtAnyNumberOfRanks) {
           EXPECT_TRUE(at::equal(loaded.at(name), value)) << name;
       });
     }
+  }
+  std::filesystem::remove_all(directory);
+}
+
+// The model with the files of `state` in its parameters.
+void fill(AdaptNet& net, const checkpoint::StateDict& state) {
+  const at::NoGradGuard no_graph;
+  auto parameters = net->named_parameters();
+  for (const checkpoint::TensorPart& tensor : state.tensors) {
+    Tensor& parameter = parameters[tensor.name];
+    ASSERT_EQ(parameter.sizes().vec(), tensor.shape);
+    auto* bytes = static_cast<std::byte*>(parameter.data_ptr());
+    // Pieces that begin and end within rows.
+    for (int64_t at = 0; at < tensor.numel; at += 17) {
+      const int64_t count = std::min<int64_t>(17, tensor.numel - at);
+      tensor.read(at, {bytes + at * 4, static_cast<size_t>(count) * 4});
+    }
+  }
+}
+
+TEST(Lora, MergedModelsComputeTheSame) {
+  const auto directory = std::filesystem::temp_directory_path() / cat("lora_merge_", getpid());
+  LoraConfig embedding = base_config();
+  embedding.target_modules = {"table", "up"};
+  embedding.modules_to_save = {"lm_head"};
+  LoraConfig dora = base_config();
+  dora.use_dora = true;
+  for (const LoraConfig& config : {base_config(), embedding, dora}) {
+    std::vector<io::TensorSpec> specs;
+    std::vector<std::span<const std::byte>> data;
+    AdaptNet base = make_adapt_net();
+    for (const auto& parameter : base->named_parameters()) {
+      specs.push_back({parameter.key(), DType::kF32, parameter.value().sizes().vec()});
+      data.push_back({static_cast<const std::byte*>(parameter.value().data_ptr()),
+                      static_cast<size_t>(parameter.value().nbytes())});
+    }
+    std::filesystem::create_directories(directory);
+    io::write_safetensors((directory / "model.safetensors").string(), specs, data);
+    double adapted = 0;
+    run_ranks(2, [&](comm::Communicator& own) {
+      AdaptNet net = make_adapt_net();
+      Adapters adapters(*net, config);
+      auto sharded = fully_shard(net, borrow(own), adapters.shard_options(lora_options()));
+      adapters.initialize(sharded.core(), 4);
+      for (int step = 0; step < 3; ++step) {
+        Step open = sharded.begin_step(1);
+        open.backward(
+            sharded.run([&](auto& model) { return model.loss(micro_batch(step, own.rank())); }), 1);
+        open.finish({.learning_rate = 0.05});
+      }
+      save_adapter(sharded.core(), adapters, directory.string());
+      const at::NoGradGuard no_graph;
+      const Tensor loss = sharded.run([&](auto& model) { return model.loss(micro_batch(9, 0)); });
+      if (own.rank() == 0) adapted = loss.item<double>();
+    });
+    const io::HfWeights weights = io::HfWeights::open(directory.string());
+    AdaptNet merged = make_adapt_net();
+    const double before = merged->loss(micro_batch(9, 0)).item<double>();
+    fill(merged, lora::merged_state(weights, directory.string()));
+    const double after = merged->loss(micro_batch(9, 0)).item<double>();
+    EXPECT_NEAR(after, adapted, 1e-5 * adapted);
+    EXPECT_GT(std::abs(before - adapted), 1e-2 * adapted) << "it had something to merge";
   }
   std::filesystem::remove_all(directory);
 }
