@@ -11,13 +11,17 @@ namespace fsdp::comm {
 /// Runs fn in a thread that gets no signals: those are for the program's own threads.
 template <class Fn>
 std::thread start_quiet_thread(Fn fn) {
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::thread thread(std::move(fn));
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return thread;
+  struct Blocked {
+    Blocked() {
+      sigset_t all;
+      sigfillset(&all);
+      pthread_sigmask(SIG_SETMASK, &all, &before);
+    }
+    ~Blocked() { pthread_sigmask(SIG_SETMASK, &before, nullptr); }
+    sigset_t before;
+  };
+  const Blocked blocked;  // Also undone when there is no room for a thread.
+  return std::thread(std::move(fn));
 }
 
 }  // namespace fsdp::comm

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <random>
+
 #include "libfsdp/base/error.h"
 #include "tests/support/checkpoint_cases.h"
 
@@ -109,6 +111,48 @@ TEST(ManifestTest, HostileDocumentsWithTheRightDigestAreRefused) {
     EXPECT_THAT(refusal(replaced(text, from, to)), HasSubstr("DIR/manifest.json"))
         << from << " -> " << to;
   }
+}
+
+/// `text` with a few random changes of bytes that its parser knows.
+std::string scrambled(std::string text, std::mt19937& random) {
+  constexpr std::string_view kBytes = "{}[]\",:0123456789-+.eE\\u/tfn \n\x80\xff";
+  for (size_t changes = 1 + random() % 4; changes > 0 && !text.empty(); --changes) {
+    const size_t at = random() % text.size();
+    switch (random() % 4) {
+      case 0:
+        text.erase(at, 1 + random() % 20);
+        break;
+      case 1:
+        text.insert(at, text.substr(random() % text.size(), random() % 60));
+        break;
+      default:
+        text[at] = kBytes[random() % kBytes.size()];
+    }
+  }
+  return text;
+}
+
+TEST(ManifestTest, ScrambledDocumentsAreReadOrRefused) {
+  std::mt19937 random(20260228);
+  const std::string manifest = manifest_text(example());
+  const std::string body = manifest.substr(0, manifest.rfind(",\n\"manifest_digest"));
+  const std::vector<WrittenRange> ranges = {{"x", "a.weight", 0, 5, digest_of("1")},
+                                            {"dir/y", "", 7, 1LL << 50, digest_of("2")}};
+  const std::string list = checkpoint::list_text(ranges);
+  int accepted = 0;
+  for (int i = 0; i < (testing::long_run() ? 1'000'000 : 20'000); ++i) {
+    const std::string text = scrambled(body, random);
+    accepted += refusal(cat(text, ",\n\"manifest_digest\": \"", digest_of(text).hex(),
+                            "\"\n}\n")) == "accepted";
+    try {
+      for (const WrittenRange& range : parse_list(scrambled(list, random), "x")) {
+        ASSERT_TRUE(checkpoint::is_safe_name(range.file));
+        ASSERT_GE(range.begin + range.bytes, range.bytes);
+      }
+    } catch (const ModelError&) {
+    }
+  }
+  EXPECT_GT(accepted, 0);  // In the time, the strategy, the details.
 }
 
 TEST(ManifestTest, ListsOfRangesAreRead) {
