@@ -81,10 +81,11 @@ class Finder {
       found.unit = common(found.unit, unit);
       return;
     }
-    if (!at::isFloatingType(tensor.scalar_type())) {
-      throw ConfigError(
-          cat("parameter '", name, "' is ", c10::toString(tensor.scalar_type()),
-              ": only floating parameters can be sharded. Hint: register it as a buffer."));
+    const at::ScalarType type = tensor.scalar_type();
+    if (!at::isFloatingType(type) && type != at::kByte && type != at::kChar) {
+      throw ConfigError(cat("parameter '", name, "' is ", c10::toString(type),
+                            ": only floating parameters, and bytes of packed ones, can be sharded. "
+                            "Hint: register it as a buffer."));
     }
     parameters_.push_back({.parameter = {.info = {.name = name,
                                                   .shape = tensor.sizes().vec(),
@@ -104,8 +105,9 @@ class Finder {
 };
 
 DType dtype_of(const ModuleParameter& parameter, const ShardOptions& options) {
-  if (options.param_dtype) return *options.param_dtype;
   const DType own = to_dtype(parameter.tensor.scalar_type());
+  if (own == DType::kU8 || own == DType::kI8) return own;
+  if (options.param_dtype) return *options.param_dtype;
   if (own == DType::kF32 || own == DType::kBF16 || own == DType::kF16) return own;
   throw ConfigError(cat("parameter '", parameter.info.name, "' is ", dtype_name(own),
                         ": expected float32, bfloat16 or float16. Hint: choose a param_dtype."));

@@ -211,9 +211,10 @@ void ShardedCore::take_over(std::vector<ModuleUnit>& units) {
     }
     for (size_t p = 0; p < unit.parameters.size(); ++p) {
       at::Tensor& tensor = unit.parameters[p].tensor;
-      values.push_back(tensor.is_meta()
-                           ? at::Tensor()
-                           : tensor.detach().to(at::kCPU, at::kFloat).contiguous().clone());
+      const at::ScalarType kept =
+          at::isFloatingType(tensor.scalar_type()) ? at::kFloat : tensor.scalar_type();
+      values.push_back(tensor.is_meta() ? at::Tensor()
+                                        : tensor.detach().to(at::kCPU, kept).contiguous().clone());
       tensor.mutable_grad() = at::Tensor();
       replace_data(tensor, unit.parameters[p].shell);
       infos_.push_back(found.parameters[p].info);
@@ -235,13 +236,19 @@ void ShardedCore::fill_from_first_rank(const UnitState& unit,
     if (!value.defined()) continue;
     comm().broadcast(value.data_ptr(), static_cast<size_t>(value.nbytes()), 0,
                      comm::make_tag("initial values"));
-    const std::span<const float> all(value.data_ptr<float>(), static_cast<size_t>(value.numel()));
+    const bool floats = value.scalar_type() == at::kFloat;
     for (const plan::ShardSlice& slice : slices) {
       if (slice.bucket != unit.parameters[p].bucket || slice.segment != unit.parameters[p].segment)
         continue;
-      executor_->storage().store(
-          slice.bucket, slice.shard_at,
-          all.subspan(static_cast<size_t>(slice.param_at), static_cast<size_t>(slice.numel)));
+      engine::Storage& storage = executor_->storage();
+      const auto numel = static_cast<size_t>(slice.numel);
+      if (floats) {
+        storage.store(slice.bucket, slice.shard_at,
+                      {value.data_ptr<float>() + slice.param_at, numel});
+      } else {  // Bytes, whatever they mean.
+        const auto* from = static_cast<const std::byte*>(value.data_ptr()) + slice.param_at;
+        storage.home().write(storage.shard(slice.bucket) + slice.shard_at, from, numel);
+      }
     }
   }
 }

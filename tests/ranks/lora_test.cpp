@@ -277,6 +277,41 @@ TEST(Lora, NoStrategyNorNumberOfRanksChangesABit) {
   }
 }
 
+// A packed weight: bytes beside a parameter that learns.
+struct PackedImpl : torch::nn::Module {
+  PackedImpl() {
+    bytes = register_parameter("bytes", at::arange(1000, at::kByte), /*requires_grad=*/false);
+    scale = register_parameter("scale", at::ones({1}));
+  }
+  Tensor forward(const Tensor& x) { return x.to(at::kFloat) * scale * bytes.to(at::kFloat).sum(); }
+  Tensor bytes, scale;
+};
+TORCH_MODULE(Packed);
+struct PackedNetImpl : torch::nn::Module {
+  PackedNetImpl() { register_module("packed", packed); }
+  Tensor forward(const Tensor& x) { return packed(x); }
+  Unit<Packed> packed;
+};
+TORCH_MODULE(PackedNet);
+
+TEST(Lora, FrozenBytesAreShardedAndGatheredAsTheyAre) {
+  for (const int ranks : {1, 2, 3}) {
+    for (const bool slots : {false, true}) {
+      run_ranks(ranks, [&](comm::Communicator& own) {
+        ShardOptions options = lora_options();
+        options.placement = {.force_slot_home = slots};
+        options.param_dtype = DType::kBF16;
+        auto sharded = fully_shard(PackedNet(), borrow(own), options);
+        Step open = sharded.begin_step(1);
+        const Tensor y = sharded(at::ones({1}));
+        EXPECT_EQ(y.item<float>(), at::arange(1000, at::kByte).sum().item<float>());
+        open.backward(y.sum(), 1);
+        open.finish({.learning_rate = 0});
+      });
+    }
+  }
+}
+
 // Adapters of all units are one bucket: one gather and one reduction a step, whatever the number of
 // micro-batches, when there is room for the frozen units.
 TEST(Lora, AStepCostsOneGatherAndOneReduction) {
