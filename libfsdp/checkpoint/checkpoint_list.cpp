@@ -78,36 +78,54 @@ void CheckpointList::consider(const std::string& name, int64_t step) {
 
 // The ranks may have looked at different instants.
 void CheckpointList::share_list(comm::Communicator& comm) {
-  std::string text = comm.rank() == 0 ? as_json(entries_, skipped_).dump() : "";
+  const Verdict verdict(comm);
+  const auto tag = comm::make_tag("checkpoint list");
+  Outcome outcome;
+  std::string text;
+  if (comm.rank() == 0) outcome.run([&] { text = as_json(entries_, skipped_).dump(); });
   auto bytes = static_cast<int64_t>(text.size());
-  comm.broadcast(&bytes, sizeof bytes, 0, comm::make_tag("checkpoint list"));
-  text.resize(static_cast<size_t>(bytes));
-  comm.broadcast(text.data(), text.size(), 0, comm::make_tag("checkpoint list"));
-  const io::Json document = io::Json::parse(text, "list of checkpoints");
-  entries_.clear();
-  skipped_.clear();
-  for (const io::Json& entry : document["entries"].elements())
-    entries_.push_back({entry.get<int64_t>("step"), entry.get<std::string>("path")});
-  for (const io::Json& one : document["skipped"].elements())
-    skipped_.push_back({one.get<std::string>("path"), one.get<std::string>("why")});
+  comm.broadcast(&bytes, sizeof bytes, 0, tag);
+  outcome.run([&] { text.resize(static_cast<size_t>(bytes)); });
+  verdict.agree(outcome, "checkpoint list");
+  comm.broadcast(text.data(), text.size(), 0, tag);
+  outcome.run([&] {
+    const io::Json document = io::Json::parse(text, "list of checkpoints");
+    entries_.clear();
+    skipped_.clear();
+    for (const io::Json& entry : document["entries"].elements())
+      entries_.push_back({entry.get<int64_t>("step"), entry.get<std::string>("path")});
+    for (const io::Json& one : document["skipped"].elements())
+      skipped_.push_back({one.get<std::string>("path"), one.get<std::string>("why")});
+  });
+  verdict.agree(outcome, "checkpoint list");
 }
 
 std::optional<CheckpointEntry> CheckpointList::newest_whole(comm::Communicator& comm) {
   share_list(comm);
   Verdict verdict(comm);
-  verdict.reserve();
+  Outcome ready;
+  ready.run([&] { verdict.reserve(); });
+  verdict.agree(ready, "verify checkpoint");
   while (!entries_.empty()) {
-    const CheckpointEntry entry = entries_.back();
+    std::optional<CheckpointEntry> entry;
     Outcome outcome;
     outcome.run([&] {
-      const VerifyReport report = verify(entry.path, {comm.rank(), comm.size()});
+      entry = entries_.back();
+      const VerifyReport report = verify(entry->path, {comm.rank(), comm.size()});
       if (!report.whole()) throw ModelError(report.damages.front().text());
     });
     const auto outcomes = verdict.exchange(outcome, "verify checkpoint");
-    const auto failed = std::find_if(outcomes.begin(), outcomes.end(),
-                                     [](const Outcome& one) { return one.failed(); });
-    if (failed == outcomes.end()) return entry;
-    skipped_.push_back({entry.path, failed->text});
+    const Outcome* damage = nullptr;
+    for (const Outcome& one : outcomes) {
+      // A rank that could not look says nothing about the checkpoint.
+      if (one.failed() && one.code != static_cast<int64_t>(ExitCode::kModel))
+        verdict.throw_if_failed(outcomes);
+      if (one.failed() && damage == nullptr) damage = &one;
+    }
+    if (damage == nullptr) return entry;
+    Outcome noted;
+    noted.run([&] { skipped_.push_back({entry->path, damage->text}); });
+    verdict.agree(noted, "verify checkpoint");
     entries_.pop_back();
   }
   return std::nullopt;

@@ -42,6 +42,7 @@ class CheckpointList {
   ///
   /// Collective: each rank reads its share of the bytes; rank 0's list of names is taken. Damaged
   /// ones join skipped() on every rank. Cost: reads one checkpoint once, more if it is damaged.
+  /// Throws: HostResourceError, on all ranks alike, if a rank has no memory to look.
   std::optional<CheckpointEntry> newest_whole(comm::Communicator& comm);
 
  private:

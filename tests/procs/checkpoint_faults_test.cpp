@@ -207,6 +207,63 @@ TEST(CheckpointFaultsTest, AnyRenameMayFail) {
 TEST(CheckpointFaultsTest, AnyUnlinkMayFail) { try_kind(CallKind::kUnlink, {EIO, EACCES}); }
 TEST(CheckpointFaultsTest, AnyAllocationOfMemoryMayFail) { try_kind(CallKind::kNew, {ENOMEM}); }
 
+/// What newest_whole() gives on every rank when one call of rank 1 fails: a step, or an error.
+std::vector<std::string> find_newest(const std::string& directory, const Fault& fault,
+                                     bool& happened) {
+  std::vector<std::string> results(kRanks);
+  testing::run_ranks(kRanks, [&](Communicator& comm) {
+    checkpoint::CheckpointList list(directory);
+    std::string text;
+    text.reserve(1000);
+    std::optional<FaultScope> scope;
+    if (comm.rank() == 1) scope.emplace(fault, directory);
+    try {
+      const auto found = list.newest_whole(comm);
+      if (scope) happened = scope->happened();
+      scope.reset();
+      text = cat("step ", found ? found->step : -1);
+      for (const auto& one : list.skipped()) text += " skipped: " + one.why;
+    } catch (const std::exception& error) {
+      if (scope) happened = scope->happened();
+      text = error.what();
+    }
+    results[static_cast<size_t>(comm.rank())] = text;
+  });
+  return results;
+}
+
+TEST(CheckpointFaultsTest, WhatIsFoundIsTheSameOnAllRanksWhateverFails) {
+  const ScratchDirectory scratch("/dev/shm");
+  testing::run_ranks(kRanks, [&](Communicator& comm) {
+    CheckpointSave save(comm, scratch.path());
+    for (const int64_t step : {1, 2})
+      save.save(testing::request_of(step, comm.rank(), kRanks, kPartBytes));
+  });
+  for (const Fault& kind : {Fault{CallKind::kOpen, 0, EIO},
+                            {CallKind::kRead, 0, EIO},
+                            {CallKind::kRead, 0, EINTR},
+                            {CallKind::kRead, 0, 0},
+                            {CallKind::kNew, 0, ENOMEM}}) {
+    Fault fault = kind;
+    bool happened = true;
+    for (; happened; ++fault.nth) {
+      ASSERT_LT(fault.nth, 5000);
+      happened = false;
+      const auto results = find_newest(scratch.path(), fault, happened);
+      ASSERT_EQ(results[0], results[1]) << name_of(fault.kind) << fault.nth;
+      if (results[0] == "step 2") continue;
+      ASSERT_TRUE(happened);
+      ASSERT_NE(fault.code, EINTR);
+      ASSERT_NE(fault.code, 0);
+      const bool no_memory = fault.kind == CallKind::kNew;
+      EXPECT_TRUE(results[0].starts_with(no_memory ? "rank 1: " : "step 1 skipped: "));
+      EXPECT_THAT(results[0],
+                  ::testing::HasSubstr(no_memory ? "out of host memory" : "Input/output error"));
+    }
+    EXPECT_GT(fault.nth, 3) << name_of(fault.kind);
+  }
+}
+
 /// Runs in a process of its own, in which a tmpfs of 1 MiB is mounted; what is wrong, "" = nothing.
 std::string fill_small_disk(const std::string& directory) {
   int64_t saved = 0;
