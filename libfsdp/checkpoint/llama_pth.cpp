@@ -188,7 +188,8 @@ void check_tensors(const io::HfModelConfig& config, const StateDict& state,
     if (found == left.end() || found->second != tensor.shape)
       throw ModelError(cat(directory, ": '", tensor.name, "' is ",
                            found == left.end() ? "missing" : io::shape_text(found->second),
-                           ", expected ", io::shape_text(tensor.shape)));
+                           ", expected ", io::shape_text(tensor.shape),
+                           ". Hint: are all parts consolidated.NN.pth there?"));
     left.erase(found);
   }
   if (!left.empty())

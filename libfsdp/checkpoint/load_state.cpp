@@ -62,8 +62,8 @@ const StoredTensor* find_stored(const std::string& name, const ByName& by_name,
 }
 
 bool fits(const StoredTensor& stored, const std::vector<int64_t>& shape) {
-  if (!stored.in_rectangles) return stored.shape == shape;
-  // Of a tensor in rectangles the last ones may be missing; uncovered_range() then says which.
+  if (stored.shape_is_known) return stored.shape == shape;
+  // The last rectangles may be missing; uncovered_range() then says which.
   return stored.shape.size() == shape.size() &&
          std::equal(stored.shape.begin(), stored.shape.end(), shape.begin(), std::less_equal<>());
 }

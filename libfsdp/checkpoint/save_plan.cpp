@@ -67,7 +67,8 @@ std::string sharding_info(const StateDict& state, const std::vector<ShardEntry>&
   std::string text = "{";
   for (const ShardEntry& entry : entries) {
     text += cat(text.size() > 1 ? ", " : "", io::json_quote(state.tensors[entry.tensor].name),
-                ": {\"saved_offsets\": ", io::shape_text(entry.rectangle.offsets), "}");
+                ": {\"saved_offsets\": ", io::shape_text(entry.rectangle.offsets),
+                ", \"shape\": ", io::shape_text(state.tensors[entry.tensor].shape), "}");
   }
   return text + "}";
 }

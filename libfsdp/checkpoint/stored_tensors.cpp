@@ -62,23 +62,40 @@ std::vector<std::string> shard_files(const std::string& directory) {
   return names;
 }
 
-/// saved_offsets by name, as the file's metadata has them.
-std::map<std::string, std::vector<int64_t>> sharding_info(const io::SafetensorsFile& file) {
+/// Where the parts lie, by name, as the file's metadata has it.
+std::map<std::string, StoredTensors::Place> sharding_info(const io::SafetensorsFile& file) {
   const auto text = file.metadata().find(std::string(kShardingInfo));
   if (text == file.metadata().end())
     throw ModelError(cat(file.path(), ": the metadata has no ", kShardingInfo));
   const auto where = cat(file.path(), ": ", kShardingInfo);
   const io::Json json =
-      io::Json::parse(text->second, where, {.max_depth = 4, .max_values = 8'000'000});
-  std::map<std::string, std::vector<int64_t>> info;
+      io::Json::parse(text->second, where, {.max_depth = 4, .max_values = 16'000'000});
+  std::map<std::string, StoredTensors::Place> info;
   for (const auto& [name, value] : json.items()) {
     try {
-      info[name] = value.get<std::vector<int64_t>>("saved_offsets");
+      StoredTensors::Place& place = info[name];
+      place.offsets = value.get<std::vector<int64_t>>("saved_offsets");
+      if (value.contains("shape")) place.whole_shape = value.get<std::vector<int64_t>>("shape");
     } catch (const ModelError& error) {
       throw ModelError(cat(where, ": '", name, "': ", error.what()));
     }
   }
   return info;
+}
+
+/// Makes the shape hold the chunk, unless it is known; checks that all numbers are small enough.
+void grow(StoredTensor& tensor, const StoredChunk& chunk, const std::string& where) {
+  int64_t numel = 1;
+  for (size_t d = 0; d < chunk.sizes.size(); ++d) {
+    if (chunk.offsets[d] < 0 || tensor.shape[d] < 0)
+      throw ModelError(cat(where, ": a negative offset or dim"));
+    const auto end = checked_add<ModelError>(chunk.offsets[d], chunk.sizes[d], where);
+    if (end > tensor.shape[d] && tensor.shape_is_known)
+      throw ModelError(cat(where, ": ", box_text(chunk), " lies outside the tensor ",
+                           io::shape_text(tensor.shape)));
+    tensor.shape[d] = std::max(tensor.shape[d], end);
+    numel = checked_mul<ModelError>(numel, tensor.shape[d], where);
+  }
 }
 
 }  // namespace
@@ -104,34 +121,27 @@ size_t StoredTensors::add_file(const io::File& file) {
   return files_.size() - 1;
 }
 
-void StoredTensors::add(const io::TensorEntry& part, size_t file,
-                        std::optional<std::vector<int64_t>> offsets) {
-  const bool in_rectangles = offsets.has_value();
-  StoredChunk chunk{file, part.begin, std::move(offsets).value_or(std::vector<int64_t>{}),
-                    part.shape};
-  if (!in_rectangles) chunk.offsets.resize(part.shape.size());
+void StoredTensors::add(const io::TensorEntry& part, size_t file, std::optional<Place> place) {
+  StoredChunk chunk{file, part.begin, std::vector<int64_t>(part.shape.size()), part.shape};
+  if (place) chunk.offsets = place->offsets;
+  const bool is_known = !place || place->whole_shape.has_value();
+  const std::vector<int64_t>& shape = place && is_known ? *place->whole_shape : part.shape;
   const auto where = cat(files_[file].path(), ": '", part.name, "'");
-  if (chunk.offsets.size() != chunk.sizes.size())
-    throw ModelError(
-        cat(where, ": ", chunk.offsets.size(), " offsets for ", chunk.sizes.size(), " dims"));
+  if (chunk.offsets.size() != chunk.sizes.size() || shape.size() != chunk.sizes.size())
+    throw ModelError(cat(where, ": offsets or shape of another number of dims"));
   const auto [at, is_new] = tensors_.try_emplace(part.name);
   StoredTensor& tensor = at->second;
   if (is_new) {
-    tensor = {part.name, part.dtype_name, part.dtype, part.shape, in_rectangles, {}};
-  } else if (!tensor.in_rectangles || !in_rectangles) {
+    tensor = {part.name, part.dtype_name, part.dtype, shape, place.has_value(), is_known, {}};
+  } else if (!tensor.in_rectangles || !place) {
     throw ModelError(cat(where, " is in two files"));
-  } else if (tensor.dtype_name != part.dtype_name || tensor.shape.size() != part.shape.size()) {
-    throw ModelError(cat(where, " is ", part.dtype_name, " of ", part.shape.size(),
-                         " dims, in another file ", tensor.dtype_name, " of ",
-                         tensor.shape.size()));
+  } else if (tensor.dtype_name != part.dtype_name || tensor.shape.size() != shape.size() ||
+             tensor.shape_is_known != is_known || (is_known && tensor.shape != shape)) {
+    throw ModelError(cat(where, " is ", part.dtype_name, " ", io::shape_text(shape),
+                         ", in another file ", tensor.dtype_name, " ",
+                         io::shape_text(tensor.shape)));
   }
-  int64_t numel = 1;
-  for (size_t d = 0; d < chunk.sizes.size(); ++d) {
-    if (chunk.offsets[d] < 0) throw ModelError(cat(where, ": a negative offset"));
-    const auto end = checked_add<ModelError>(chunk.offsets[d], chunk.sizes[d], where);
-    tensor.shape[d] = std::max(tensor.shape[d], end);
-    numel = checked_mul<ModelError>(numel, tensor.shape[d], where);
-  }
+  grow(tensor, chunk, where);
   if (part.numel != 0) tensor.chunks.push_back(std::move(chunk));
 }
 

@@ -47,10 +47,11 @@ struct StoredTensor {
   std::string name;
   std::string dtype_name;      ///< As the file spells it.
   std::optional<DType> dtype;  ///< Empty for types that this library does not compute with.
-  /// Of the whole tensor. Of one in rectangles, the least shape that holds them all: the format
-  /// says no more, so a missing rectangle at the end makes it smaller.
+  /// Of the whole tensor. Of rectangles that PyTorch wrote, the least shape that holds them all:
+  /// its files say no more, so a missing rectangle at the end makes it smaller. Ours say it.
   std::vector<int64_t> shape;
   bool in_rectangles = false;
+  bool shape_is_known = true;
   std::vector<StoredChunk> chunks;  ///< Without empty ones.
 };
 
@@ -65,13 +66,16 @@ class StoredTensors {
   static StoredTensors open(const std::string& directory, const std::string& stem = "model");
   static StoredTensors of(const io::HfWeights& weights);
 
-  /// For readers of other formats: a file, and a tensor (or a further part of one) in it. Sizes and
-  /// offsets come from outside and are checked. `finish` looks for overlaps, once, at the end.
-  /// Throws: ModelError.
+  /// For readers of other formats: a file, and a tensor (or a further rectangle of one, and the
+  /// whole tensor's shape if it is known) in it. Sizes and offsets come from outside and are
+  /// checked. `finish` looks for overlaps, once, at the end. Throws: ModelError.
   StoredTensors(std::string directory) : directory_(std::move(directory)) {}  // NOLINT
   size_t add_file(const io::File& file);
-  void add(const io::TensorEntry& part, size_t file,
-           std::optional<std::vector<int64_t>> offsets = std::nullopt);
+  struct Place {
+    std::vector<int64_t> offsets;
+    std::optional<std::vector<int64_t>> whole_shape;
+  };
+  void add(const io::TensorEntry& part, size_t file, std::optional<Place> place = std::nullopt);
   void add_alias(const std::string& alias, const std::string& name) { aliases_[alias] = name; }
   void finish() const;
 

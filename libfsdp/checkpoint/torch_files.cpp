@@ -399,18 +399,16 @@ StoredTensors as_stored(const FoundTensors& found, const std::string& directory)
     file_bytes.push_back(file.size());
     stored.add_file(file);
   }
-  std::map<std::string, std::vector<int64_t>> shapes;
   for (const FoundTensor& tensor : found.tensors) {
     const std::string& path = found.files[tensor.file];
-    stored.add(entry_of(tensor, file_bytes[tensor.file], path), tensor.file, tensor.offsets);
-    shapes[tensor.name] = tensor.whole_shape;
+    stored.add(entry_of(tensor, file_bytes[tensor.file], path), tensor.file,
+               StoredTensors::Place{tensor.offsets, tensor.whole_shape});
   }
   stored.finish();
-  for (const auto& [name, shape] : shapes) {
-    const StoredTensor& tensor = *stored.find(name);
-    if (tensor.shape != shape || uncovered_range(tensor, shape))
-      throw ModelError(
-          cat(directory, ": parts of tensor '", name, "' ", io::shape_text(shape), " are missing"));
+  for (const auto& [name, tensor] : stored.tensors()) {
+    if (uncovered_range(tensor, tensor.shape))
+      throw ModelError(cat(directory, ": parts of tensor '", name, "' ",
+                           io::shape_text(tensor.shape), " are missing"));
   }
   return stored;
 }
