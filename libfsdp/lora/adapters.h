@@ -17,21 +17,12 @@
 
 #include "libfsdp/lora/config.h"
 #include "libfsdp/lora/functions.h"
+#include "libfsdp/lora/target.h"
 #include "libfsdp/shard/sharded_core.h"
 
 namespace fsdp::lora {
 
 inline constexpr const char* kDefaultName = "default";
-
-/// A module that can have an adapter says what its weight does. (Those of models do; LibTorch's own
-/// Linear and Embedding compute elsewhere and cannot.)
-enum class TargetKind { kLinear, kEmbedding };
-class Target {
- public:
-  virtual ~Target() = default;
-  virtual TargetKind target_kind() const = 0;
-  virtual const at::Tensor& target_weight() const = 0;
-};
 
 /// One adapter of one module.
 struct AdapterParameters {

@@ -11,6 +11,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "libfsdp/base/error.h"
@@ -18,6 +19,7 @@
 #include "libfsdp/models/cpu_loops.h"
 #include "libfsdp/shard/functions.h"
 #include "libfsdp/shard/gradient_sink.h"
+#include "libfsdp/shard/weight_adapter.h"
 
 namespace fsdp::models {
 namespace {
@@ -214,7 +216,8 @@ std::vector<Tensor> norm_linears(const Tensor& x, const Tensor& norm_weight, dou
                                  const std::vector<Tensor>& weights,
                                  const std::vector<Tensor>& biases) {
   check(biases.empty() || biases.size() == weights.size(), "norm_linears: a bias for some layers");
-  if (!on_fused_cpu(x) || x.dim() != 2) {
+  const bool adapted = std::any_of(weights.begin(), weights.end(), weight_adapter);
+  if (!on_fused_cpu(x) || x.dim() != 2 || adapted) {
     const Tensor y = rms_norm(x, norm_weight, eps);
     std::vector<Tensor> results;
     for (size_t i = 0; i < weights.size(); ++i)
@@ -230,7 +233,8 @@ std::vector<Tensor> norm_linears(const Tensor& x, const Tensor& norm_weight, dou
 
 Tensor swiglu_linear(const Tensor& gate, const Tensor& up, const Tensor& weight,
                      const Tensor& bias) {
-  if (!on_fused_cpu(gate) || gate.dim() != 2) return fsdp::linear(swiglu(gate, up), weight, bias);
+  if (!on_fused_cpu(gate) || gate.dim() != 2 || weight_adapter(weight))
+    return fsdp::linear(swiglu(gate, up), weight, bias);
   return SwigluLinear::apply(gate, up, weight,
                              bias.defined() ? std::optional<Tensor>(bias) : std::nullopt);
 }

@@ -6,16 +6,20 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
+#include "libfsdp/lora/target.h"
+
 #include <vector>
 
 namespace fsdp::models {
 
 /// y = x W^T + b. Unlike torch::nn::Linear it takes TensorOptions and does not initialise.
-class LinearImpl : public torch::nn::Module {
+class LinearImpl : public torch::nn::Module, public lora::Target {
  public:
   LinearImpl(int64_t in_features, int64_t out_features, bool with_bias,
              const at::TensorOptions& options);
   at::Tensor forward(const at::Tensor& input);
+  lora::TargetKind target_kind() const override { return lora::TargetKind::kLinear; }
+  const at::Tensor& target_weight() const override { return weight; }
 
   at::Tensor weight;  ///< [out, in]
   at::Tensor bias;    ///< [out], undefined without one.
@@ -23,12 +27,14 @@ class LinearImpl : public torch::nn::Module {
 TORCH_MODULE(Linear);
 
 /// Rows of a table.
-class EmbeddingImpl : public torch::nn::Module {
+class EmbeddingImpl : public torch::nn::Module, public lora::Target {
  public:
   /// `tied`: another operation also gives the weight a dense gradient in the same backward, so this
   /// one may be sparse.
   EmbeddingImpl(int64_t rows, int64_t features, bool tied, const at::TensorOptions& options);
   at::Tensor forward(const at::Tensor& ids);
+  lora::TargetKind target_kind() const override { return lora::TargetKind::kEmbedding; }
+  const at::Tensor& target_weight() const override { return weight; }
 
   at::Tensor weight;  ///< [rows, features]
 

@@ -13,6 +13,7 @@
 #include "libfsdp/models/attention.h"
 #include "libfsdp/models/functions.h"
 #include "libfsdp/models/loss.h"
+#include "libfsdp/shard/weight_adapter.h"
 
 namespace fsdp::models {
 
@@ -133,6 +134,11 @@ Tensor LlamaForCausalLMImpl::loss(const CausalLmBatch& batch) {
   int64_t longest = 0;
   for (const Span& span : batch.spans->spans) longest = std::max(longest, span.end - span.begin);
   check_input(batch.input_ids, longest);
+  if (lm_head && weight_adapter(lm_head->weight)) {
+    throw ConfigError(
+        "an adapter on lm_head: the loss never makes whole logits, so it cannot have one. Hint: "
+        "modules_to_save trains it whole.");
+  }
   const Tensor hidden = model->forward(batch.input_ids, batch.position_ids, batch.spans);
   return linear_cross_entropy(hidden, head_weight(), batch.loss_rows, batch.loss_targets);
 }

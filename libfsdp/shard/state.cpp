@@ -27,9 +27,15 @@ std::vector<std::string> all_aliases(const ShardedCore& core, std::span<const st
 }  // namespace
 
 void load_weights(ShardedCore& core, const io::HfWeights& weights,
-                  std::span<const std::string> tied_aliases) {
-  checkpoint::check_names(weights, named_shapes(core), all_aliases(core, tied_aliases));
-  const std::vector<OwnedSlice> owned = core.owned_slices();
+                  std::span<const std::string> tied_aliases,
+                  const std::function<bool(const std::string& name)>& left_out) {
+  std::vector<io::NamedShape> expected = named_shapes(core);
+  std::vector<OwnedSlice> owned = core.owned_slices();
+  if (left_out) {
+    std::erase_if(expected, [&](const io::NamedShape& tensor) { return left_out(tensor.name); });
+    std::erase_if(owned, [&](const OwnedSlice& piece) { return left_out(piece.name); });
+  }
+  checkpoint::check_names(weights, expected, all_aliases(core, tied_aliases));
   std::vector<checkpoint::TensorSlice> slices;
   std::map<std::pair<std::string, int64_t>, const OwnedSlice*> by_place;
   for (const OwnedSlice& piece : owned) {

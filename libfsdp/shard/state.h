@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -15,11 +16,13 @@ namespace fsdp {
 /// Fills the shards from `weights`. Each rank reads only the byte ranges that it owns; nothing is
 /// sent.
 ///
-/// Collective. `tied_aliases`: further names
-/// under which the files may hold a tied parameter. Memory: two buffers of 8 MiB. Throws ModelError
-/// that lists missing, unexpected and misshapen tensors.
+/// Collective. `tied_aliases`: further names under which the files may hold a tied parameter.
+/// `left_out`: parameters that are not in the files and stay as they are (those of adapters); null
+/// = none. Memory: two buffers of 8 MiB. Throws ModelError that lists missing, unexpected and
+/// misshapen tensors.
 void load_weights(ShardedCore& core, const io::HfWeights& weights,
-                  std::span<const std::string> tied_aliases = {});
+                  std::span<const std::string> tied_aliases = {},
+                  const std::function<bool(const std::string& name)>& left_out = {});
 
 /// Writes all parameters into `directory` as the final model.safetensors (or numbered files and
 /// their index).
