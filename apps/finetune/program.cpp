@@ -23,7 +23,8 @@ constexpr std::string_view kNotes =
     "from a file.\n\n"
     "Exit codes: 0 done, 1 internal error, 2 options, 3 data, 4 model files, 5 predicted not to "
     "fit, 6 device memory,\n"
-    "7 host memory or disk, 8 communication or a lost rank, 9 not a number, 130 interrupted.\n";
+    "7 host memory or disk, 8 communication or a lost rank, 9 not a number, 75 stopped by a signal "
+    "with a\ncheckpoint saved, 130 interrupted with nothing saved.\n";
 
 void print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 

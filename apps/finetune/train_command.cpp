@@ -11,9 +11,11 @@ using trainer::TrainOptions;
 int run(const Invocation& call) {
   auto options = load_checked<TrainOptions>(call);
   const auto resolved = resolved_json(options);
-  return trainer::run_on_ranks(
+  int code = 0;  // Of this process, when it is a rank.
+  const int failure = trainer::run_on_ranks(
       options.ranks, call.argv, [&] { trainer::check_train(options); },
-      [&](comm::Communicator& comm) { trainer::run_train(options, resolved, comm); });
+      [&](comm::Communicator& comm) { code = trainer::run_train(options, resolved, comm); });
+  return failure != 0 ? failure : code;
 }
 
 }  // namespace

@@ -1,9 +1,11 @@
 #include "libfsdp/trainer/data.h"
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/checkpoint/digest.h"
 #include "libfsdp/text/loader.h"
 
 namespace fsdp::trainer {
@@ -65,6 +67,17 @@ SequenceData SequenceData::open(const std::filesystem::path& file, const text::T
 int64_t SequenceData::samples() const { return impl_->dataset.report.samples; }
 
 int64_t SequenceData::trainable_tokens() const { return impl_->dataset.report.trainable_tokens; }
+
+std::string SequenceData::digest() const {
+  checkpoint::Hasher hasher;
+  for (const text::Sample& sample : impl_->dataset.samples) {
+    const int64_t tokens = sample.tokens();
+    hasher.update(std::as_bytes(std::span(&tokens, 1)));
+    hasher.update(std::as_bytes(std::span(sample.input_ids)));
+    hasher.update(std::as_bytes(std::span(sample.labels)));
+  }
+  return hasher.digest().hex();
+}
 
 std::string SequenceData::summary() const {
   return cat(text::describe(impl_->dataset.report), "; ", impl_->loader.rows().size(),

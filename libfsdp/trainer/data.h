@@ -38,6 +38,8 @@ class SequenceData {
   /// Records that are used (neither dropped nor beyond max_records).
   int64_t samples() const;
   int64_t trainable_tokens() const;
+  /// A digest of all sequences: their tokens, labels and order in the file.
+  std::string digest() const;
   /// "600 records: 598 samples, 81234 tokens (9876 trainable); 3 cut, 2 dropped; 75 micro-batches".
   std::string summary() const;
 

@@ -17,13 +17,15 @@ using Clock = std::chrono::steady_clock;
 
 /// Loss sums of this rank's micro-batches rank, rank + W, ...; ghosts keep ranks with fewer of them
 /// in step.
-std::vector<double> local_losses(ShardedLm& model, const SequenceData& data, int64_t turns) {
+std::optional<std::vector<double>> local_losses(ShardedLm& model, const SequenceData& data,
+                                                int64_t turns, const std::function<bool()>& stop) {
   const at::NoGradGuard no_grad;
   const int64_t rank = model.comm().rank();
   const int64_t size = model.comm().size();
   const auto count = data.micro_batches();
   std::vector<double> losses(static_cast<size_t>(turns), 0.0);
   for (int64_t turn = 0; turn < turns; ++turn) {
+    if (stop && stop()) return std::nullopt;
     const auto m = turn * size + rank;
     if (m >= count) {
       model.ghost_forward();
@@ -66,11 +68,14 @@ EvalInputs open_inputs(const EvalOptions& options) {
 
 }  // namespace
 
-EvalRecord evaluate(ShardedLm& model, const SequenceData& data) {
+std::optional<EvalRecord> evaluate(ShardedLm& model, const SequenceData& data,
+                                   const std::function<bool()>& stop) {
   const auto begin = Clock::now();
   const int64_t size = model.comm().size();
   const auto turns = (data.micro_batches() + size - 1) / size;
-  const auto loss_sum = summed(model.comm(), local_losses(model, data, turns));
+  const auto losses = local_losses(model, data, turns, stop);
+  if (!losses) return std::nullopt;
+  const auto loss_sum = summed(model.comm(), *losses);
   EvalRecord record;
   record.eval_tokens = data.trainable_tokens();
   record.eval_samples = data.samples();
@@ -92,7 +97,7 @@ void run_eval(const EvalOptions& options, comm::Communicator& comm) {
   const auto inputs = open_inputs(options);
   console.line(cat("data: ", inputs.data.summary()));
   auto model = load_sharded(inputs.files, comm, shard_options(options.ranks), Purpose::kInference);
-  const auto record = evaluate(model, inputs.data);
+  const auto record = evaluate(model, inputs.data).value();
   console.line(eval_line(record, false));
   console.line(cat("eval_loss ", python_repr(record.eval_loss), "  perplexity ",
                    python_repr(record.perplexity), "  eval_tokens ", record.eval_tokens,

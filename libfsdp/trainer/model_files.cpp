@@ -5,6 +5,7 @@
 #include "libfsdp/base/checked.h"
 #include "libfsdp/base/error.h"
 #include "libfsdp/io/file.h"
+#include "libfsdp/text/tokenizer_files.h"
 
 namespace fsdp::trainer {
 namespace {
@@ -73,6 +74,17 @@ void save_model_files(const ModelFiles& model, DType dtype, const fs::path& dire
                           io::read_text(generation.string()));
   }
   model.tokenizer.save(directory);
+}
+
+std::vector<std::pair<std::string, std::string>> model_texts(const ModelFiles& model, DType dtype) {
+  std::vector<std::pair<std::string, std::string>> texts = {
+      {"config.json", model.config.to_json(dtype).dump(2) + "\n"}};
+  const auto generation = model.directory / "generation_config.json";
+  if (fs::exists(generation))
+    texts.emplace_back("generation_config.json", io::read_text(generation.string()));
+  for (const text::TokenizerFile& file : text::list_tokenizer_files(model.directory))
+    texts.emplace_back(file.name, text::read_tokenizer_file(file.path));
+  return texts;
 }
 
 void prepare_output_dir(const fs::path& directory, bool overwrite, int64_t needed_bytes) {

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "libfsdp/base/dtype.h"
 #include "libfsdp/io/hf_config.h"
@@ -26,6 +29,9 @@ ModelFiles open_model(const std::filesystem::path& directory);
 /// Copies generation_config.json, when the source has one; writes config.json with `dtype`, and the
 /// tokenizer's files. Each file is written aside and renamed. Throws: HostResourceError.
 void save_model_files(const ModelFiles& model, DType dtype, const std::filesystem::path& directory);
+
+/// The same files as texts: (name, content).
+std::vector<std::pair<std::string, std::string>> model_texts(const ModelFiles& model, DType dtype);
 
 /// Makes `directory`, or accepts an empty one; with `overwrite` any. Throws: ConfigError when it
 /// has content, or cannot be made; HostResourceError when its disk has less than `needed_bytes`

@@ -49,6 +49,52 @@ void RankOptions::check(const Origins& origins) const {
     refuse_pair(origins, "memory_budget_gib", "kept_units", "the budget chooses how many are kept");
 }
 
+bool CheckpointOptions::resumes() const {
+  return !resume_from_checkpoint.empty() && resume_from_checkpoint != "false";
+}
+
+std::string CheckpointOptions::best_metric() const {
+  const bool wanted = load_best_model_at_end || early_stopping_patience.has_value() ||
+                      save_strategy == SaveStrategy::kBest;
+  if (metric_for_best_model.empty()) return wanted ? "eval_loss" : "";
+  return metric_for_best_model.ends_with("loss") ? "eval_loss" : "perplexity";
+}
+
+bool CheckpointOptions::greater_metric_is_better() const { return greater_is_better == "true"; }
+
+void TrainOptions::check_checkpoints(const Origins& origins) const {
+  const CheckpointOptions& c = checkpoints;
+  if (c.save_steps >= 1 && c.save_steps != std::floor(c.save_steps)) {
+    throw ConfigError(cat("[options] ", origins.describe("save_steps"), ": got ", c.save_steps,
+                          ", expected a whole number of steps, or a share below 1."));
+  }
+  const bool evaluates = eval_strategy != EvalStrategy::kNo;
+  const auto needs_evaluation = [&](const char* name) {
+    if (!evaluates)
+      refuse_pair(origins, name, "eval_strategy", "nothing is evaluated while the run lasts");
+  };
+  if (c.save_strategy == SaveStrategy::kBest) needs_evaluation("save_strategy");
+  if (c.early_stopping_patience) needs_evaluation("early_stopping_patience");
+  if (origins.given("early_stopping_threshold") && !c.early_stopping_patience) {
+    refuse_pair(origins, "early_stopping_threshold", "early_stopping_patience",
+                "nothing is stopped early");
+  }
+  if (!c.load_best_model_at_end || c.save_strategy == SaveStrategy::kBest) return;
+  needs_evaluation("load_best_model_at_end");
+  const bool by_steps = eval_strategy == EvalStrategy::kSteps;
+  if (c.save_strategy != (by_steps ? SaveStrategy::kSteps : SaveStrategy::kEpoch)) {
+    refuse_pair(
+        origins, "load_best_model_at_end", "save_strategy",
+        "a checkpoint must be saved when it is evaluated; use the strategy of eval_strategy "
+        "or save_strategy=best");
+  }
+  const auto every = static_cast<double>(eval_steps.value_or(logging_steps));
+  if (by_steps && (c.save_steps < 1 || std::fmod(c.save_steps, every) != 0)) {
+    refuse_pair(origins, "load_best_model_at_end", "save_steps",
+                cat("it must be a multiple of eval_steps, ", every));
+  }
+}
+
 void TrainOptions::check(const Origins& origins) const {
   ranks.check(origins);
   const auto kind = optim::optimizer_kind_from_name(optim);
@@ -81,6 +127,7 @@ void TrainOptions::check(const Origins& origins) const {
   if (eval_steps && eval_strategy != EvalStrategy::kSteps) {
     refuse_pair(origins, "eval_steps", "eval_strategy", "eval_steps needs eval_strategy=steps");
   }
+  check_checkpoints(origins);
   if (warmup_steps > 0 && warmup_ratio > 0) {
     refuse_pair(origins, "warmup_steps", "warmup_ratio", "give one of them");
   }

@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "libfsdp/base/dtype.h"
 #include "libfsdp/base/fields.h"
@@ -22,6 +23,14 @@ constexpr std::array<std::pair<EvalStrategy, std::string_view>, 3> names_of(Eval
   return {{{EvalStrategy::kNo, "no"},
            {EvalStrategy::kSteps, "steps"},
            {EvalStrategy::kEpoch, "epoch"}}};
+}
+
+enum class SaveStrategy { kNo, kSteps, kEpoch, kBest };
+constexpr std::array<std::pair<SaveStrategy, std::string_view>, 4> names_of(SaveStrategy) {
+  return {{{SaveStrategy::kNo, "no"},
+           {SaveStrategy::kSteps, "steps"},
+           {SaveStrategy::kEpoch, "epoch"},
+           {SaveStrategy::kBest, "best"}}};
 }
 
 /// How the ranks share the work; train, eval and generate have it.
@@ -59,6 +68,30 @@ struct SequenceOptions {
   void fields(V& v);
 };
 
+/// When checkpoints are made, which are kept, and what a run begins with.
+struct CheckpointOptions {
+  SaveStrategy save_strategy = SaveStrategy::kSteps;
+  double save_steps = 500;
+  std::optional<int64_t> save_total_limit;
+  std::string fsdp_state_dict_type = "FULL_STATE_DICT";
+  bool async_save = false;
+  bool load_best_model_at_end = false;
+  std::string metric_for_best_model;
+  std::string greater_is_better;
+  std::optional<int64_t> early_stopping_patience;
+  double early_stopping_threshold = 0;
+  std::string resume_from_checkpoint;
+  std::vector<std::string> allow_changed_options;
+
+  bool resumes() const;
+  /// "eval_loss" or "perplexity"; empty when nobody asks which checkpoint is the best.
+  std::string best_metric() const;
+  bool greater_metric_is_better() const;
+
+  template <class V>
+  void fields(V& v);
+};
+
 struct TrainOptions {
   std::filesystem::path model_name_or_path;
   std::filesystem::path train_file;
@@ -70,7 +103,7 @@ struct TrainOptions {
   bool shuffle = true;
   int64_t per_device_train_batch_size = 8;
   int64_t per_device_eval_batch_size = 8;
-  int64_t gradient_accumulation_steps = 1;
+  std::optional<int64_t> gradient_accumulation_steps;
   double num_train_epochs = 3;
   int64_t max_steps = -1;
   std::string optim = "adamw_torch";
@@ -95,11 +128,15 @@ struct TrainOptions {
   std::optional<int64_t> eval_steps;
   std::optional<int64_t> max_eval_samples;
   bool gradient_checkpointing = false;
+  CheckpointOptions checkpoints;
   RankOptions ranks;
 
   template <class V>
   void fields(V& v);
   void check(const Origins& origins) const;
+
+ private:
+  void check_checkpoints(const Origins& origins) const;
 };
 
 struct EvalOptions {

@@ -55,6 +55,45 @@ void SequenceOptions::fields(V& v) {
 }
 
 template <class V>
+void CheckpointOptions::fields(V& v) {
+  v.group("Checkpoints");
+  v("save_strategy", save_strategy,
+    "When to save checkpoint-N into output_dir: every save_steps and at the end, at the end "
+    "of each epoch, when an evaluation is the best so far, or never.");
+  v("save_steps", save_steps,
+    "With save_strategy=steps: every so many steps; below 1, a share of all steps.",
+    {.min = 0, .max = 1e15, .above_min = true});
+  v("save_total_limit", save_total_limit,
+    "Keep so many checkpoints, the newest; the best one stays too. none = all.",
+    {.min = 1, .max = 1 << 30});
+  v("fsdp_state_dict_type", fsdp_state_dict_type,
+    "Files of a checkpoint: whole tensors as Hugging Face's tools read them, or a file for each "
+    "rank as torch.distributed.checkpoint reads them. Either resumes at any number of ranks.",
+    {.aliases = {"checkpoint_type"}, .choices = {"SHARDED_STATE_DICT", "FULL_STATE_DICT"}});
+  v("async_save", async_save,
+    "Write checkpoints while training goes on, from a copy in host memory (12 bytes a parameter "
+    "with AdamW, divided by the ranks).");
+  v("load_best_model_at_end", load_best_model_at_end,
+    "The final model is the best checkpoint's, not the last step's.");
+  v("metric_for_best_model", metric_for_best_model,
+    "What is best: loss or perplexity of the evaluation; none = loss where it matters.",
+    {.choices = {"loss", "eval_loss", "perplexity", "eval_perplexity"}});
+  v("greater_is_better", greater_is_better,
+    "Whether a greater metric is better; none = false, as for loss and perplexity.",
+    {.choices = {"true", "false"}});
+  v("early_stopping_patience", early_stopping_patience,
+    "End the run after so many evaluations in a row without a better metric; none = never.",
+    {.min = 1, .max = 1 << 30});
+  v("early_stopping_threshold", early_stopping_threshold,
+    "What a metric must be better by to count as better for early_stopping_patience.", {.min = 0});
+  v("resume_from_checkpoint", resume_from_checkpoint,
+    "Go on where a checkpoint was made: its folder; `auto` = the newest whole one in output_dir, "
+    "or from the start when there is none; `true` = likewise, but there must be one.");
+  v("allow_changed_options", allow_changed_options,
+    "Names of options that may differ from those of the run that is resumed, separated by commas.");
+}
+
+template <class V>
 void TrainOptions::fields(V& v) {
   v.group("Model and data");
   v("model_name_or_path", model_name_or_path,
@@ -75,7 +114,9 @@ void TrainOptions::fields(V& v) {
   v("per_device_eval_batch_size", per_device_eval_batch_size, "The same in evaluation.",
     {.aliases = {"val_batch_size"}, .min = 1, .max = 1 << 20});
   v("gradient_accumulation_steps", gradient_accumulation_steps,
-    "Micro-batches of a rank in one optimizer step.", {.min = 1, .max = 1 << 20});
+    "Micro-batches of a rank in one optimizer step; none = 1, or when resuming what keeps the "
+    "global batch.",
+    {.min = 1, .max = 1 << 20});
   v("num_train_epochs", num_train_epochs, "Passes over the data; may be a fraction.",
     {.aliases = {"num_epochs"}, .min = 0, .max = 1e9, .above_min = true});
   v("max_steps", max_steps, "Optimizer steps in all, instead of num_train_epochs; -1 = by epochs.",
@@ -126,10 +167,13 @@ void TrainOptions::fields(V& v) {
   v("max_eval_samples", max_eval_samples, "Evaluate on the first so many records only.",
     {.min = 1});
 
+  checkpoints.fields(v);
   ranks.fields(v);
 
-  v.refused({"resume_from_checkpoint", "save_strategy", "save_steps", "save_total_limit"},
-            "the model is saved once, at the end of the run");
+  v.refused({"save_only_model"}, "a checkpoint holds all that a resumed run needs");
+  v.refused({"save_on_each_node"},
+            "the ranks of all hosts write one checkpoint, which must be on a disk that they share");
+  v.refused({"enable_jit_checkpoint"}, "SIGTERM always saves a checkpoint");
   v.refused(
       {"use_peft", "peft_method", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"},
       "adapters are not available yet; all weights are trained");

@@ -1,15 +1,10 @@
 #include "libfsdp/trainer/ranks.h"
 
 #include <ATen/Parallel.h>
-#include <signal.h>
-#include <unistd.h>
 
-#include <atomic>
-#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
-#include <string_view>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/base/log.h"
@@ -17,7 +12,7 @@
 #include "libfsdp/comm/launcher.h"
 #include "libfsdp/gloo/transport.h"
 #include "libfsdp/models/fast_matmul.h"
-#include "libfsdp/trainer/progress.h"
+#include "libfsdp/trainer/signals.h"
 
 namespace fsdp::trainer {
 namespace {
@@ -53,37 +48,10 @@ comm::CommOptions comm_options(const RankOptions& options) {
   return comm;
 }
 
-std::atomic<bool> has_launcher{false};
-
-/// Takes the bar off the terminal before the process ends. One that has a launcher leaves the rest
-/// to it.
-void on_interrupt(int number) {
-  wipe_bar_from_signal();
-  if (has_launcher) {
-    std::signal(number, SIG_DFL);
-    std::raise(number);
-    return;
-  }
-  const std::string_view text = number == SIGINT
-                                    ? "finetune: interrupted by SIGINT, nothing saved\n"
-                                    : "finetune: interrupted by SIGTERM, nothing saved\n";
-  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, text.data(), text.size());
-  ::_exit(static_cast<int>(ExitCode::kInterrupted));
-}
-
-void handle_interrupts() {
-  has_launcher = started_as_rank();
-  for (const int number : {SIGINT, SIGTERM}) {
-    struct sigaction now {};
-    ::sigaction(number, nullptr, &now);
-    if (now.sa_handler == SIG_DFL) std::signal(number, on_interrupt);
-  }
-}
-
 int run_as_rank(const RankOptions& options, const std::function<void(comm::Communicator&)>& body) {
   if (options.deterministic && std::getenv("OMP_NUM_THREADS") == nullptr) at::set_num_threads(1);
   models::use_fast_float32_matmul();
-  handle_interrupts();
+  handle_interrupts(started_as_rank());
   const auto whole = [&](comm::Communicator& communicator) {
     if (communicator.size() > 1) log::set_rank(communicator.rank());
     call_translated(body, communicator);

@@ -90,10 +90,37 @@ MetricsFile::MetricsFile(const std::filesystem::path& path) {
   file_ = io::File::create(path.string());
 }
 
+namespace {
+
+/// The lines of steps up to `step`. The last line may be half a line: its run was killed.
+std::string lines_until(const std::filesystem::path& path, int64_t step) {
+  std::string kept;
+  if (!std::filesystem::exists(path)) return kept;
+  const std::string text = io::read_text(path.string());
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = text.find('\n', begin);
+    if (end == std::string::npos) break;
+    const std::string line = text.substr(begin, end + 1 - begin);
+    if (io::Json::parse(line, path.string()).get<int64_t>("step") <= step) kept += line;
+    begin = end + 1;
+  }
+  return kept;
+}
+
+}  // namespace
+
+MetricsFile::MetricsFile(const std::filesystem::path& path, const std::filesystem::path& from,
+                         int64_t step) {
+  const std::string kept = lines_until(from, step);
+  io::write_text_atomic(path.string(), kept);
+  file_ = io::File::open_write(path.string());
+  end_ = static_cast<int64_t>(kept.size());
+}
+
 void MetricsFile::write(const StepRecord& record) {
   write_line(io::Json::object({{"step", record.step},
                                {"epoch", record.epoch},
-                               {"loss", record.loss},
+                               {"loss", number_or_null(record.loss)},
                                {"grad_norm", number_or_null(record.grad_norm)},
                                {"learning_rate", record.learning_rate},
                                {"tokens", record.tokens},

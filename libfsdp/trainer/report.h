@@ -70,6 +70,9 @@ class MetricsFile {
  public:
   /// Starts the file anew. Throws: HostResourceError or ConfigError naming the path.
   explicit MetricsFile(const std::filesystem::path& path);
+  /// Goes on with what `from` (this or another run's file; it may be missing) says of steps up to
+  /// `step`; what came after that is dropped. Throws likewise.
+  MetricsFile(const std::filesystem::path& path, const std::filesystem::path& from, int64_t step);
 
   /// Throws: HostResourceError when the line cannot be written.
   void write(const StepRecord& record);

@@ -53,8 +53,8 @@ ShardOptions shard_options(const TrainOptions& options) {
   return shard;
 }
 
-ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
-                       const ShardOptions& options, Purpose purpose) {
+ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm,
+                        const ShardOptions& options, Purpose purpose) {
   comm.report_progress(-1, "load");
   const auto dtype = to_scalar_type(options.param_dtype.value_or(DType::kF32));
   auto model = models::make_causal_lm(files.config, at::TensorOptions(at::kMeta).dtype(dtype));
@@ -64,11 +64,20 @@ ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
   }
   // The communicator belongs to the caller: a handle without ownership.
   const std::shared_ptr<comm::Communicator> handle(std::shared_ptr<void>(), &comm);
-  auto sharded = fully_shard(std::move(model), handle, with_environment(options));
+  return fully_shard(std::move(model), handle, with_environment(options));
+}
+
+void load_files(ShardedLm& model, const ModelFiles& files) {
   // A tied model's files may hold the projection a second time.
   std::vector<std::string> tied;
   if (files.config.tie_word_embeddings) tied.emplace_back("lm_head.weight");
-  load_weights(sharded.core(), io::HfWeights::open(files.directory.string()), tied);
+  load_weights(model.core(), io::HfWeights::open(files.directory.string()), tied);
+}
+
+ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
+                       const ShardOptions& options, Purpose purpose) {
+  auto sharded = build_sharded(files, comm, options, purpose);
+  load_files(sharded, files);
   return sharded;
 }
 

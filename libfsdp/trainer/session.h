@@ -16,8 +16,14 @@ using ShardedLm = Sharded<models::LlamaForCausalLM>;
 /// What a model is loaded for: for inference it takes no memory for gradients and optimizer state.
 enum class Purpose { kTraining, kInference };
 
-/// Builds the model on the meta device, shards it, and fills each rank's part from the files.
-/// Collective. `comm` must outlive the model. Throws: ModelError, CommError.
+/// Builds the model on the meta device and shards it; its parameters are zero. Collective. `comm`
+/// must outlive the model. Throws: CommError, DoesNotFitError.
+ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm,
+                        const ShardOptions& options, Purpose purpose);
+/// Fills each rank's part from the files. Collective. Throws: ModelError.
+void load_files(ShardedLm& model, const ModelFiles& files);
+
+/// Both.
 ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
                        const ShardOptions& options, Purpose purpose);
 

@@ -254,15 +254,6 @@ class Ranks(ProgramTest):
         process.kill()
         self.wait_until_gone(ranks, 2)
 
-    def test_an_interrupt_ends_with_130(self):
-        process = self.slow_run(2)
-        ranks = self.children(process.pid)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
-        self.assertEqual(process.returncode, 130)
-        self.wait_until_gone(ranks, 1)
-        self.assertFalse((self.folder / "out" / "model.safetensors").exists())
-
 
 if __name__ == "__main__":
     unittest.main()
