@@ -82,6 +82,7 @@ class RangeWriter {
   void add(const std::string& file, io::File opened, int64_t bytes);
   std::string path_for_new(const std::string& file) const;
   const OpenFile& open_file(const std::string& file) const;
+  void start_writeback(int64_t end, size_t bytes);
   void check_not_cancelled() const;
 
   std::string directory_;
@@ -91,6 +92,7 @@ class RangeWriter {
   Hasher hasher_;
   std::optional<WrittenRange> current_;
   const OpenFile* current_file_ = nullptr;
+  int64_t unsent_bytes_ = 0;  // Of this range, at its end.
   std::atomic<bool> cancelled_{false};
 };
 
