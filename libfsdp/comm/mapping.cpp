@@ -5,12 +5,15 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <string>
 
 namespace fsdp::comm {
 namespace {
+
+constexpr size_t kPage = 4096;
 
 [[noreturn]] void fail(std::string_view what, size_t bytes, int error) {
   throw HostResourceError(
@@ -26,7 +29,6 @@ size_t host_memory() {
 }  // namespace
 
 size_t whole_pages(size_t bytes) {
-  constexpr size_t kPage = 4096;
   if (bytes == 0) return kPage;
   if (bytes > SIZE_MAX - kPage) fail("round up", bytes, EOVERFLOW);
   return (bytes + kPage - 1) / kPage * kPage;
@@ -38,7 +40,7 @@ std::shared_ptr<Mapping> Mapping::anonymous(size_t bytes) {
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
   if (data == MAP_FAILED) fail("map", bytes, errno);
-  return std::shared_ptr<Mapping>(new Mapping(static_cast<std::byte*>(data), bytes));
+  return std::shared_ptr<Mapping>(new Mapping(static_cast<std::byte*>(data), bytes, false));
 }
 
 std::shared_ptr<Mapping> Mapping::of_file(int fd, size_t bytes, bool writable) {
@@ -48,10 +50,16 @@ std::shared_ptr<Mapping> Mapping::of_file(int fd, size_t bytes, bool writable) {
   // because a rank reads only its part of most of them.
   void* data = mmap(nullptr, bytes, protection, MAP_SHARED | (writable ? MAP_POPULATE : 0), fd, 0);
   if (data == MAP_FAILED) fail("map", bytes, errno);
-  return std::shared_ptr<Mapping>(new Mapping(static_cast<std::byte*>(data), bytes));
+  return std::shared_ptr<Mapping>(new Mapping(static_cast<std::byte*>(data), bytes, !writable));
 }
 
 Mapping::~Mapping() { munmap(data_, bytes_); }
+
+void Mapping::forget(size_t offset, size_t bytes) const {
+  if (!view_ || offset >= bytes_) return;
+  const size_t begin = offset / kPage * kPage, end = std::min(bytes_, offset + bytes);
+  madvise(data_ + begin, end - begin, MADV_DONTNEED);
+}
 
 int make_memory_file(std::string_view label, size_t bytes) {
   bytes = whole_pages(bytes);

@@ -24,6 +24,12 @@ constexpr double kSpinSeconds = 10e-6;
 constexpr size_t kStreamBytes =
     16 << 20;  // Larger gathers do not stay in a core's share of the caches.
 
+// Large folds go in pieces, and give back each piece's pages of the peers: those would count as
+// this rank's, for good. Smaller ones come too often for that. A piece is large enough for the sums
+// to be stored past the caches.
+constexpr size_t kLargeFoldBytes = 16 << 20;
+constexpr size_t kFoldPieceNumel = 2 << 20;
+
 SharedBlock& block_of(const SymmetricSpan& span) {
   auto* block = dynamic_cast<SharedBlock*>(span.memory);
   check(block != nullptr, "a collective's source is not memory of this communicator");
@@ -232,14 +238,23 @@ void PeerCommunicator::gather(const Pending& pending) {
 }
 
 void PeerCommunicator::fold(const Pending& pending) {
-  std::array<const void*, kMaxRanks> sources;
-  const size_t skip = pending.begin * dtype_bytes(pending.posted.tag.dtype);
-  for (size_t i = 0; i < pending.members.size(); ++i) {
-    sources[i] = pending.memory->peer(pending.members[i]) + pending.offset + skip;
+  const size_t item = dtype_bytes(pending.posted.tag.dtype), all = pending.sums.size();
+  const size_t first = pending.offset + static_cast<size_t>(pending.begin) * item;
+  const bool large = all * item >= kLargeFoldBytes;
+  const size_t piece = large ? kFoldPieceNumel : all;
+  for (size_t at = 0; at < all; at += piece) {
+    const std::span<float> sums = pending.sums.subspan(at, std::min(piece, all - at));
+    const size_t offset = first + at * item;
+    std::array<const void*, kMaxRanks> sources;
+    for (size_t i = 0; i < pending.members.size(); ++i)
+      sources[i] = pending.memory->peer(pending.members[i]) + offset;
+    kernels::fold_ranks(sums.data(), {sources.data(), pending.members.size()},
+                        pending.posted.tag.dtype, static_cast<int64_t>(sums.size()),
+                        pending.accumulate);
+    if (!large) continue;
+    for (const int member : pending.members)
+      pending.memory->parts[member]->forget(offset, sums.size() * item);
   }
-  kernels::fold_ranks(pending.sums.data(), {sources.data(), pending.members.size()},
-                      pending.posted.tag.dtype, static_cast<int64_t>(pending.sums.size()),
-                      pending.accumulate);
 }
 
 // ---- Small data through the staging memory ----

@@ -170,6 +170,32 @@ void fold_is_the_left_fold_bit_for_bit(Communicator& c) {
   }
 }
 
+// Transports may fold large parts in pieces and give back what they have read: the next round must
+// see new data.
+void a_large_fold_is_the_left_fold(Communicator& c) {
+  constexpr int64_t kNumel = (4 << 20) + 12'345, kOffset = 1003;
+  const size_t bytes = static_cast<size_t>(kOffset + kNumel) * sizeof(float);
+  const auto memory = c.allocate(bytes, "gradients");
+  std::vector<float> sums(c.rank() + 1 == c.size() ? kNumel : 0);
+  for (int round = 0; round < 2; ++round) {
+    auto* mine = reinterpret_cast<float*>(memory->local());
+    std::vector<float> values(kOffset + kNumel);
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>((i * 7 + static_cast<size_t>(c.rank() + round)) % 1009) / 3;
+    c.compute().write(mine, values.data(), bytes);
+    c.wait_released(c.begin_fold(c.world(), {memory.get(), 0, bytes}, DType::kF32,
+                                 sums.empty() ? 0 : kOffset, sums, false,
+                                 make_tag("large fold", round)));
+    for (size_t i = 0; i < sums.size(); ++i) {
+      float expected = 0;
+      for (int r = 0; r < c.size(); ++r)
+        expected += static_cast<float>(((kOffset + i) * 7 + r + round) % 1009) / 3;
+      if (sums[i] != expected)
+        expect(false, cat("element ", i, " of a large fold: ", sums[i], ", expected ", expected));
+    }
+  }
+}
+
 void a_fold_may_replace_its_own_part(Communicator& c) {
   constexpr int64_t kPart = 3000;
   const int64_t numel = kPart * c.size();
@@ -364,6 +390,7 @@ const std::vector<ConformanceCase>& data_cases() {
       {"GatherCollectsLargeParts", gather_collects_large_parts},
       {"GatherWorksInPlace", gather_works_in_place},
       {"FoldIsTheLeftFoldBitForBit", fold_is_the_left_fold_bit_for_bit},
+      {"ALargeFoldIsTheLeftFold", a_large_fold_is_the_left_fold},
       {"AFoldMayReplaceItsOwnPart", a_fold_may_replace_its_own_part},
       {"SeveralCollectivesAreUnderWayAtOnce", several_collectives_are_under_way_at_once},
       {"ASourceMayChangeOnceItIsReleased", a_source_may_change_once_it_is_released},
