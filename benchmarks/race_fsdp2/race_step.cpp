@@ -67,6 +67,7 @@ int serve(comm::Communicator& comm, const std::string& directory, int64_t tokens
     return trainer::load_sharded(files, comm, {.groups = {{.name = "all", .weight_decay = 0.01}}},
                                  trainer::Purpose::kTraining);
   }();
+  device::trim_host_allocator();
   std::vector<int64_t> pids(static_cast<size_t>(comm.size()));
   const int64_t pid = getpid();
   comm.exchange(&pid, sizeof pid, pids.data(), comm::make_tag("pids"));

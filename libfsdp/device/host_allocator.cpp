@@ -19,4 +19,12 @@ bool tune_host_allocator() {
 #endif
 }
 
+bool trim_host_allocator() {
+#if defined(__GLIBC__)
+  return malloc_trim(0) == 1;
+#else
+  return false;
+#endif
+}
+
 }  // namespace fsdp::device

@@ -13,4 +13,8 @@ namespace fsdp::device {
 /// changed).
 bool tune_host_allocator();
 
+/// Gives the pages of all freed blocks back to the kernel: for a program that has started, loaded
+/// its model, and will not need as much again. Returns whether there were any.
+bool trim_host_allocator();
+
 }  // namespace fsdp::device

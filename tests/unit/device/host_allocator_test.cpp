@@ -37,5 +37,15 @@ TEST(HostAllocatorTest, TemporariesOfTheNextStepCauseNoPageFaults) {
   EXPECT_LT(in_thread, 100);
 }
 
+TEST(HostAllocatorTest, ATrimTakesPagesThatTheNextTemporaryFaultsIn) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer brings its own allocator";
+#endif
+  ASSERT_TRUE(tune_host_allocator());
+  faults_of_a_temporary();
+  EXPECT_TRUE(trim_host_allocator());
+  EXPECT_GT(faults_of_a_temporary(), 100);
+}
+
 }  // namespace
 }  // namespace fsdp::device
