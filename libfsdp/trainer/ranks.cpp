@@ -12,6 +12,7 @@
 #include "libfsdp/comm/launcher.h"
 #include "libfsdp/gloo/transport.h"
 #include "libfsdp/models/fast_matmul.h"
+#include "libfsdp/models/tensor_memory.h"
 #include "libfsdp/trainer/signals.h"
 
 namespace fsdp::trainer {
@@ -51,6 +52,7 @@ comm::CommOptions comm_options(const RankOptions& options) {
 int run_as_rank(const RankOptions& options, const std::function<void(comm::Communicator&)>& body) {
   if (options.deterministic && std::getenv("OMP_NUM_THREADS") == nullptr) at::set_num_threads(1);
   models::use_fast_float32_matmul();
+  models::use_tensor_heap();
   handle_interrupts(started_as_rank());
   const auto whole = [&](comm::Communicator& communicator) {
     if (communicator.size() > 1) log::set_rank(communicator.rank());

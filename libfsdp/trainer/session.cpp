@@ -1,5 +1,6 @@
 #include "libfsdp/trainer/session.h"
 
+#include "libfsdp/device/host_allocator.h"
 #include "libfsdp/models/registry.h"
 #include "libfsdp/shard/shell.h"
 #include "libfsdp/shard/state.h"
@@ -72,6 +73,7 @@ void load_files(ShardedLm& model, const ModelFiles& files) {
   std::vector<std::string> tied;
   if (files.config.tie_word_embeddings) tied.emplace_back("lm_head.weight");
   load_weights(model.core(), io::HfWeights::open(files.directory.string()), tied);
+  device::trim_host_allocator();  // What building and loading left.
 }
 
 ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
