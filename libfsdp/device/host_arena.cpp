@@ -78,6 +78,8 @@ std::byte* HostArena::allocate(size_t bytes, size_t alignment) {
   return base_ + begin;
 }
 
-void poison(void* memory, size_t bytes) { std::memset(memory, 0xff, bytes); }
+void poison(void* memory, size_t bytes) {
+  if (bytes > 0) std::memset(memory, 0xff, bytes);  // Of no byte there may be no address.
+}
 
 }  // namespace fsdp::device

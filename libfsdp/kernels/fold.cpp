@@ -1,7 +1,6 @@
 #include "libfsdp/kernels/fold.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/kernels/cpu_clones.h"
@@ -148,7 +147,7 @@ void fold_ranks(float* destination, std::span<const void* const> sources, DType 
                 bool accumulate) {
   const SumBlock sum = sum_block_for(dtype);
   if (sources.empty()) {
-    if (!accumulate) std::memset(destination, 0, static_cast<size_t>(n) * sizeof(float));
+    if (!accumulate) std::fill_n(destination, n, 0.0F);
     return;
   }
   // In several groups the sums so far would replace a source that comes later.
