@@ -11,6 +11,7 @@
 #include "libfsdp/base/error.h"
 #include "libfsdp/comm/thread_world.h"
 #include "tests/support/rank_threads.h"
+#include "tests/support/sanitized.h"
 
 namespace {
 
@@ -18,6 +19,7 @@ std::atomic<int64_t> heap_requests{0};
 
 }  // namespace
 
+#if !FSDP_TEST_SANITIZED
 __attribute__((noinline)) void* operator new(size_t bytes) {
   ++heap_requests;
   if (void* memory = std::malloc(bytes == 0 ? 1 : bytes)) return memory;
@@ -25,6 +27,7 @@ __attribute__((noinline)) void* operator new(size_t bytes) {
 }
 __attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
 __attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+#endif
 
 namespace fsdp::comm {
 namespace {

@@ -9,6 +9,7 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/kernels/compute.h"
+#include "tests/support/sanitized.h"
 
 namespace fsdp::comm {
 
@@ -77,11 +78,12 @@ void gather_collects_large_parts(Communicator& c) {
   constexpr size_t kWords = (17 << 20) / sizeof(uint32_t);
   constexpr size_t kBytes = kWords * sizeof(uint32_t) - 3;
   constexpr size_t kOffset = 5;
+  constexpr size_t kStride = fsdp::testing::kSanitized ? 61 : 1;  // Words that are looked at.
   const auto word_of = [](int rank, size_t i) {
     return static_cast<uint32_t>(i * 2654435761U) ^ (0x9e3779b9U * (rank + 1));
   };
   const auto memory = c.allocate(kOffset + kWords * sizeof(uint32_t), "source");
-  for (size_t i = 0; i < kWords; ++i) {
+  for (size_t i = 0; i < kWords; i += kStride) {
     const uint32_t word = word_of(c.rank(), i);
     std::memcpy(memory->local() + kOffset + i * sizeof(word), &word, sizeof(word));
   }
@@ -89,7 +91,7 @@ void gather_collects_large_parts(Communicator& c) {
   c.wait_released(
       c.begin_gather(c.world(), {memory.get(), kOffset, kBytes}, all.data(), make_tag("gather")));
   for (int r = 0; r < c.size(); ++r) {
-    for (size_t i = 0; i < kWords; ++i) {
+    for (size_t i = 0; i < kWords; i += kStride) {
       const uint32_t expected = word_of(r, i);
       const size_t bytes = std::min(sizeof(uint32_t), kBytes - i * sizeof(uint32_t));
       if (std::memcmp(all.data() + kBytes * r + i * sizeof(uint32_t), &expected, bytes) != 0) {
