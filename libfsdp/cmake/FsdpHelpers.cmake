@@ -19,7 +19,7 @@ add_library(fsdp_build_flags INTERFACE)
 target_compile_options(fsdp_build_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Werror;-Wno-missing-field-initializers>)
 if(FSDP_SANITIZE)
-  target_compile_options(fsdp_build_flags INTERFACE -fsanitize=${FSDP_SANITIZE} -fno-omit-frame-pointer -g)
+  target_compile_options(fsdp_build_flags INTERFACE -fsanitize=${FSDP_SANITIZE} -fno-omit-frame-pointer)
   target_link_options(fsdp_build_flags INTERFACE -fsanitize=${FSDP_SANITIZE})
 endif()
 
