@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/lora/linear_base.h"
 #include "libfsdp/shard/dropout.h"
 #include "libfsdp/shard/functions.h"
 #include "libfsdp/shard/init.h"
@@ -43,13 +44,14 @@ namespace {
 
 /// What one module's weight computes with.
 template <class Adapted>
-class LayerAdapter : public WeightAdapter {
+class LayerAdapter : public LinearBase {
  public:
   LayerAdapter(std::string module, const torch::nn::Module* owner, std::shared_ptr<Adapted> state)
       : module_(std::move(module)), owner_(owner), state_(std::move(state)) {}
 
-  Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) override {
+  Tensor linear(const Tensor& x, const Tensor& tensor, const Tensor& bias) override {
     Tensor y;
+    const FrozenWeight weight{tensor, packed};
     for_each_active([&](const AdapterParameters& one) {
       const Tensor u =
           one.dropout > 0 && owner_->is_training() ? fsdp::dropout(x, one.dropout) : Tensor();
@@ -62,7 +64,7 @@ class LayerAdapter : public WeightAdapter {
         y = lora_linear(x, u, weight, bias, one.low_rank);
       }
     });
-    return y.defined() ? y : base_linear(x, weight, bias);
+    return y.defined() ? y : frozen_linear(x, weight, bias);
   }
 
   Tensor embedding(const Tensor& weight, const Tensor& ids) override {

@@ -2,10 +2,11 @@
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/custom_class.h>
 
 #include <optional>
+#include <utility>
 
-#include "libfsdp/shard/functions.h"
 #include "libfsdp/shard/gradient_sink.h"
 
 namespace fsdp::lora {
@@ -17,19 +18,66 @@ using torch::autograd::variable_list;
 
 Tensor rows_of(const Tensor& tensor) { return tensor.reshape({-1, tensor.size(-1)}); }
 
-// Arguments: x, u (undefined = x), W, bias (or undefined), A, B, scaling.
+/// Carries what is no tensor from forward to backward.
+struct PackedHolder : torch::CustomClassHolder {
+  explicit PackedHolder(std::shared_ptr<const PackedWeight> value) : packed(std::move(value)) {}
+  std::shared_ptr<const PackedWeight> packed;
+};
+
+void keep_packed(AutogradContext* context, const std::shared_ptr<const PackedWeight>& packed) {
+  if (packed)
+    context->saved_data["packed"] =
+        c10::IValue::make_capsule(c10::make_intrusive<PackedHolder>(packed));
+}
+
+Tensor matrix_of(AutogradContext* context, const Tensor& weight, at::ScalarType type) {
+  const auto found = context->saved_data.find("packed");
+  if (found == context->saved_data.end()) return weight;
+  const auto capsule = found->second.toCapsule();
+  return unpack(*c10::static_intrusive_pointer_cast<PackedHolder>(capsule)->packed, weight, type);
+}
+
+// Arguments: x, W, bias (or undefined), how W is packed.
+struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
+                        const std::optional<Tensor>& bias,
+                        const std::shared_ptr<const PackedWeight>& packed) {
+    context->save_for_backward({weight, bias.value_or(Tensor())});
+    keep_packed(context, packed);
+    return at::linear(x, FrozenWeight{weight, packed}.matrix(x.scalar_type()), bias);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const Tensor &weight = saved[0], &bias = saved[1];
+    const Tensor d = rows_of(gradients[0]);
+    Tensor dx, d_bias;
+    if (context->needs_input_grad(0)) {
+      const Tensor matrix = matrix_of(context, weight, d.scalar_type());
+      std::vector<int64_t> shape = gradients[0].sizes().vec();
+      shape.back() = matrix.size(1);
+      dx = at::mm(d, matrix).view(shape);
+    }
+    if (bias.defined() && bias.requires_grad()) d_bias = linear_bias_gradient(bias, d);
+    return {dx, Tensor(), d_bias, Tensor()};
+  }
+};
+
+// Arguments: x, u (undefined = x), W, bias (or undefined), A, B, scaling, how W is packed.
 struct LoraLinear : torch::autograd::Function<LoraLinear> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const std::optional<Tensor>& u,
                         const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& a,
-                        const Tensor& b, double scaling) {
+                        const Tensor& b, double scaling,
+                        const std::shared_ptr<const PackedWeight>& packed) {
     const Tensor& dropped = u ? *u : x;
-    Tensor y = at::linear(x, weight, bias);
+    Tensor y = at::linear(x, FrozenWeight{weight, packed}.matrix(x.scalar_type()), bias);
     const Tensor t = at::mm(rows_of(dropped), a.t());
     Tensor rows = y.view({-1, y.size(-1)});
     at::addmm_out(rows, rows, t, b.t(), 1, scaling);
     context->save_for_backward({dropped, weight, bias.value_or(Tensor()), a, b, t});
     context->saved_data["scaling"] = scaling;
     context->saved_data["dropped"] = u.has_value();
+    keep_packed(context, packed);
     return y;
   }
 
@@ -43,7 +91,7 @@ struct LoraLinear : torch::autograd::Function<LoraLinear> {
     const Tensor dt = at::mm(d, b).mul_(scaling);
     Tensor dx, du, d_bias, da, db;
     if (context->needs_input_grad(0)) {
-      Tensor rows = at::mm(d, weight);
+      Tensor rows = at::mm(d, matrix_of(context, weight, d.scalar_type()));
       if (!dropped) at::addmm_out(rows, rows, dt, a);
       dx = rows.view(u.sizes());
     }
@@ -51,7 +99,7 @@ struct LoraLinear : torch::autograd::Function<LoraLinear> {
     if (bias.defined() && bias.requires_grad()) d_bias = linear_bias_gradient(bias, d);
     if (a.requires_grad()) da = linear_weight_gradient(a, dt, rows_of(u));
     if (b.requires_grad()) db = linear_weight_gradient(b, d, t * scaling);
-    return {dx, du, Tensor(), d_bias, da, db, Tensor()};
+    return {dx, du, Tensor(), d_bias, da, db, Tensor(), Tensor()};
   }
 };
 
@@ -61,9 +109,14 @@ std::optional<Tensor> some(const Tensor& tensor) {
 
 }  // namespace
 
-Tensor lora_linear(const Tensor& x, const Tensor& u, const Tensor& weight, const Tensor& bias,
+Tensor frozen_linear(const Tensor& x, const FrozenWeight& weight, const Tensor& bias) {
+  return FrozenLinear::apply(x, weight.tensor, some(bias), weight.packed);
+}
+
+Tensor lora_linear(const Tensor& x, const Tensor& u, const FrozenWeight& weight, const Tensor& bias,
                    const LowRank& adapter) {
-  return LoraLinear::apply(x, some(u), weight, some(bias), adapter.a, adapter.b, adapter.scaling);
+  return LoraLinear::apply(x, some(u), weight.tensor, some(bias), adapter.a, adapter.b,
+                           adapter.scaling, weight.packed);
 }
 
 Tensor merged_linear(const Tensor& weight, const LowRank& adapter) {
@@ -75,17 +128,17 @@ Tensor row_norms(const Tensor& weight, const LowRank& adapter) {
   return at::linalg_vector_norm(merged_linear(weight, adapter), 2, at::IntArrayRef{1});
 }
 
-Tensor dora_linear(const Tensor& x, const Tensor& u, const Tensor& weight, const Tensor& bias,
+Tensor dora_linear(const Tensor& x, const Tensor& u, const FrozenWeight& weight, const Tensor& bias,
                    const LowRank& adapter, const Tensor& magnitude) {
-  const Tensor norms =
-      row_norms(weight.detach(), {adapter.a.detach(), adapter.b.detach(), adapter.scaling});
+  const Tensor norms = row_norms(weight.matrix(x.scalar_type()).detach(),
+                                 {adapter.a.detach(), adapter.b.detach(), adapter.scaling});
   const Tensor scale = (magnitude / norms).to(x.scalar_type());
   if (!u.defined()) {
     const Tensor product = lora_linear(x, {}, weight, {}, adapter) * scale;
     return bias.defined() ? product + bias : product;
   }
   // As PEFT: what dropout leaves of x counts only beyond the base.
-  const Tensor base = base_linear(x, weight, bias) - base_linear(u, weight);
+  const Tensor base = frozen_linear(x, weight, bias) - frozen_linear(u, weight, {});
   return base + lora_linear(u, {}, weight, {}, adapter) * scale;
 }
 

@@ -9,13 +9,16 @@
 
 #include <map>
 #include <mutex>
+#include <optional>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/checkpoint/convert_state.h"
 #include "libfsdp/io/hf_config.h"
 #include "libfsdp/io/safetensors.h"
+#include "libfsdp/kernels/quantized_weight.h"
 #include "libfsdp/lora/merge.h"
 #include "libfsdp/lora/peft_files.h"
+#include "libfsdp/lora/quantized.h"
 #include "libfsdp/models/batch.h"
 #include "libfsdp/models/registry.h"
 #include "libfsdp/shard/sharded.h"
@@ -48,6 +51,8 @@ struct Case {
   int ranks;
   bool slots;
   bool checkpointing;
+  std::optional<lora::QuantizationOptions> quantization = {};
+  std::string base = "base";
 };
 
 std::string name_of(const Case& one) {
@@ -75,7 +80,7 @@ struct Course {
 };
 
 Course train(const Case& one, const std::string& directory, bool save) {
-  const std::string base = cat(FSDP_RUNS_DIR, "/base");
+  const std::string base = cat(FSDP_RUNS_DIR, "/", one.base);
   const auto batches = io::SafetensorsFile::open(cat(FSDP_RUNS_DIR, "/batches.safetensors"));
   Course result;
   std::mutex mutex;
@@ -83,6 +88,8 @@ Course train(const Case& one, const std::string& directory, bool save) {
     auto model =
         models::make_causal_lm(io::HfModelConfig::read(base), at::TensorOptions(at::kMeta));
     lora::Adapters adapters(*model, lora::read_adapter_config(directory + "/start"));
+    std::optional<lora::QuantizedWeights> quantized;
+    if (one.quantization) quantized.emplace(*model, *one.quantization);
     ShardOptions options;
     options.strategy = one.strategy;
     options.activation_checkpointing = one.checkpointing;
@@ -90,8 +97,13 @@ Course train(const Case& one, const std::string& directory, bool save) {
     options.placement.force_slot_home = one.slots;
     auto sharded = fully_shard(model, std::shared_ptr<comm::Communicator>(&own, [](auto*) {}),
                                adapters.shard_options(options));
-    load_weights(sharded.core(), io::HfWeights::open(base),
-                 std::vector<std::string>{"lm_head.weight"}, lora::Adapters::is_adapter);
+    const auto weights = io::HfWeights::open(base);
+    std::vector<std::string> aliases = {"lm_head.weight"};
+    if (quantized)
+      aliases.insert(aliases.end(), quantized->names().begin(), quantized->names().end());
+    load_weights(sharded.core(), weights, aliases,
+                 quantized ? quantized->left_out() : lora::Adapters::is_adapter);
+    if (quantized) quantized->load(sharded.core(), weights);
     load_adapter(sharded.core(), adapters, directory + "/start");
     const auto batch_of = [&](int step, int m) {
       const std::string place = cat(step, ".", m);
@@ -168,6 +180,95 @@ TEST_P(PeftParity, FollowsPeftForTwentySteps) {
     for (const auto& [at, piece] : found->second) values.narrow(0, at, piece.numel()).copy_(piece);
     EXPECT_LE((values - expected).norm().item<double>(), tolerance * expected.norm().item<double>())
         << entry.name;
+  }
+}
+
+// The base with each linear layer's weight quantised and read back, as a model of its own.
+std::string round_trip(const lora::QuantizationOptions& options, const std::string& name) {
+  const fs::path from = fs::path(FSDP_RUNS_DIR) / "base", to = fs::path(FSDP_RUNS_DIR) / name;
+  fs::create_directories(to);
+  fs::copy_file(from / "config.json", to / "config.json", fs::copy_options::overwrite_existing);
+  const auto weights = io::HfWeights::open(from.string());
+  std::vector<io::TensorSpec> specs;
+  std::vector<at::Tensor> values;
+  for (const std::string& tensor : weights.names()) {
+    const auto found = *weights.find(tensor);
+    specs.push_back({tensor, DType::kF32, found.entry->shape});
+    at::Tensor value = read(*found.file, tensor);
+    if (tensor.ends_with("_proj.weight")) {
+      const int64_t n = value.numel();
+      const bool bytes = options.format == lora::PackedFormat::kInt8;
+      const int64_t block = bytes ? value.size(1) : options.blocksize;
+      std::vector<uint8_t> codes(static_cast<size_t>(n));
+      std::vector<float> scales(static_cast<size_t>((n + block - 1) / block));
+      const auto count = static_cast<int64_t>(scales.size());
+      const auto code = options.format == lora::PackedFormat::kFp4 ? kernels::FourBitCode::kFp4
+                                                                   : kernels::FourBitCode::kNf4;
+      if (bytes) {
+        kernels::quantize_int8(value.data_ptr(), DType::kF32, value.size(0), block,
+                               reinterpret_cast<int8_t*>(codes.data()), scales.data());
+      } else {
+        kernels::quantize_4bit(value.data_ptr(), DType::kF32, n, code, block, codes.data(),
+                               scales.data());
+      }
+      if (options.double_quant) {
+        const float mean = kernels::mean_absmax(scales.data(), count);
+        std::vector<uint8_t> nested_codes(scales.size());
+        std::vector<float> nested(scales.size());
+        kernels::quantize_absmax(scales.data(), count, mean, nested_codes.data(), nested.data());
+        kernels::dequantize_absmax(nested_codes.data(), nested.data(), mean, 0, count,
+                                   scales.data());
+      }
+      value = value.clone();
+      if (bytes) {
+        kernels::dequantize_int8(reinterpret_cast<const int8_t*>(codes.data()), scales.data(),
+                                 block, 0, n, value.data_ptr(), DType::kF32);
+      } else {
+        kernels::dequantize_4bit(codes.data(), scales.data(), n, code, block, value.data_ptr(),
+                                 DType::kF32);
+      }
+    }
+    values.push_back(value.contiguous());
+  }
+  std::vector<std::span<const std::byte>> data;
+  for (const at::Tensor& value : values)
+    data.push_back(
+        {static_cast<const std::byte*>(value.data_ptr()), static_cast<size_t>(value.nbytes())});
+  io::write_safetensors((to / "model.safetensors").string(), specs, data);
+  return name;
+}
+
+// A quantised base trains adapters to the bits of a base that holds what its codes mean.
+TEST(Qlora, HasTheBitsOfTheWeightsThatItsCodesMean) {
+  const std::string directory = cat(FSDP_RUNS_DIR, "/lora");
+  using lora::PackedFormat;
+  const std::map<std::string, lora::QuantizationOptions> formats = {
+      {"nf4", {}},
+      {"nf4_double", {.blocksize = 32, .double_quant = true}},
+      {"fp4", {.format = PackedFormat::kFp4}},
+      {"int8", {.format = PackedFormat::kInt8}}};
+  for (const auto& [name, options] : formats) {
+    using enum plan::Strategy;
+    const Case plain{.kind = "lora",
+                     .strategy = kFullShard,
+                     .ranks = 1,
+                     .slots = false,
+                     .checkpointing = false,
+                     .base = round_trip(options, name)};
+    const Course truth = train(plain, directory, false);
+    EXPECT_NE(truth.losses.back(), truth.losses.front());
+    for (const int ranks : {1, 2, 4}) {
+      for (const bool slots : {false, true}) {
+        SCOPED_TRACE(cat(name, " on ", ranks, slots ? " in slots" : ""));
+        const Case packed{.kind = "lora",
+                          .strategy = ranks == 4 ? kHybridShard : kFullShard,
+                          .ranks = ranks,
+                          .slots = slots,
+                          .checkpointing = slots,
+                          .quantization = options};
+        EXPECT_EQ(train(packed, directory, false).losses, truth.losses);
+      }
+    }
   }
 }
 
