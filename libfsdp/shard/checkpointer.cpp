@@ -31,7 +31,7 @@ size_t part_bytes(const TensorPart& part) {
 }
 
 checkpoint::StoredTensors open_tensors(const std::string& checkpoint, const char* folder,
-                                       const char* stem) {
+                                       const std::string& stem) {
   const fs::path sharded = fs::path(checkpoint) / folder;
   return checkpoint::StoredTensors::open(fs::is_directory(sharded) ? sharded.string() : checkpoint,
                                          stem);
@@ -39,7 +39,7 @@ checkpoint::StoredTensors open_tensors(const std::string& checkpoint, const char
 
 /// Exactly what was saved: nothing missing, nothing converted.
 void load_exactly(const StateDict& state, const std::string& checkpoint, const char* folder,
-                  const char* stem) {
+                  const std::string& stem) {
   checkpoint::load_state(state, open_tensors(checkpoint, folder, stem),
                          {.strict = true, .convert = false});
 }
@@ -143,6 +143,10 @@ void Checkpointer::add(const std::string& name, std::function<std::string()> sta
 // ---------------------------------------------------------------------------------------------------------------------
 // Save
 
+StateDict Checkpointer::saved_model() const {
+  return options_.model ? options_.model(core_) : model_state(core_);
+}
+
 std::string Checkpointer::state_text(int64_t step) const {
   io::Json objects = io::Json::object();
   for (const Object& object : objects_)
@@ -170,7 +174,7 @@ std::shared_ptr<Checkpointer::Content> Checkpointer::collect(int64_t step,
                                                              const CheckpointExtras& extras,
                                                              bool in_background) {
   auto content = std::make_shared<Content>();
-  content->model = model_state(core_);
+  content->model = saved_model();
   content->optimizer = optimizer_state(core_);
   content->form = options_.form;
   content->rank = core_.comm().rank();
@@ -181,7 +185,7 @@ std::shared_ptr<Checkpointer::Content> Checkpointer::collect(int64_t step,
     content->optimizer = snapshot_->optimizer();
   }
   if (options_.form == StateForm::kFull) {
-    content->model_plan = checkpoint::plan_full(content->model, {.stem = "model"});
+    content->model_plan = checkpoint::plan_full(content->model, {.stem = options_.model_stem});
     content->optimizer_plan = checkpoint::plan_full(content->optimizer, {.stem = "optimizer"});
   } else {
     content->model_plan = checkpoint::plan_sharded(content->model, content->rank);
@@ -293,7 +297,7 @@ int64_t Checkpointer::load(const std::string& checkpoint) {
                             ", this run has ", core_.options().seed,
                             ": random numbers would not go on where they were."));
     }
-    load_exactly(model_state(core_), checkpoint, kModelFolder, "model");
+    load_exactly(saved_model(), checkpoint, kModelFolder, options_.model_stem);
     load_exactly(optimizer_state(core_), checkpoint, kOptimizerFolder, "optimizer");
     core_.executor().set_progress(state.get<int64_t>("engine_steps"),
                                   state.get<int64_t>("updates"));
@@ -313,7 +317,7 @@ void Checkpointer::load_model(const std::string& checkpoint) {
   core_.comm().report_progress(-1, "load");
   Outcome outcome;
   outcome.run([&] {
-    load_exactly(model_state(core_), checkpoint, kModelFolder, "model");
+    load_exactly(saved_model(), checkpoint, kModelFolder, options_.model_stem);
     checkpoint::LoadOptions options{.strict = false, .convert = false};
     checkpoint::load_state(masters_of(optimizer_state(core_)),
                            open_tensors(checkpoint, kOptimizerFolder, "optimizer"), options);

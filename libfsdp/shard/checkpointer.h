@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "libfsdp/checkpoint/checkpoint_save.h"
+#include "libfsdp/checkpoint/state_dict.h"
 #include "libfsdp/io/json.h"
 #include "libfsdp/shard/sharded.h"
 
@@ -41,6 +42,10 @@ struct CheckpointerOptions {
   int64_t save_total_limit = 0;           ///< Keep so many checkpoints, the newest; 0 = all.
   bool overwrite = false;                 ///< Replace a checkpoint of the same step.
   std::string state_file = "state.json";  ///< Everything that is no tensor.
+  /// What is saved of the model, and the stem of its files in the full form; null = model_state().
+  /// (A run that trains adapters saves these alone.)
+  std::function<checkpoint::StateDict(ShardedCore&)> model;
+  std::string model_stem = "model";
 };
 
 /// What has a state: JSON text, equal on all ranks.
@@ -136,6 +141,7 @@ class Checkpointer {
   void start(int64_t step, const CheckpointExtras& extras, bool in_background);
   std::shared_ptr<Content> collect(int64_t step, const CheckpointExtras& extras,
                                    bool in_background);
+  checkpoint::StateDict saved_model() const;
   std::string state_text(int64_t step) const;
   io::Json read_state(const std::string& checkpoint) const;
   void load_objects(const io::Json& stored, const std::string& checkpoint);
