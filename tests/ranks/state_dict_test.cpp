@@ -5,8 +5,11 @@
 
 #include <cstdlib>
 #include <mutex>
+#include <thread>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/comm/device_transport.h"
+#include "libfsdp/comm/thread_world.h"
 #include "libfsdp/shard/state_dict.h"
 #include "tests/ranks/training_run.h"
 #include "tests/support/rank_threads.h"
@@ -86,15 +89,42 @@ struct SavedState {
   optim::LossScalerState scaler;
 };
 
+// Before anything asks for CUDA.
+const bool kUsesStandIn = setenv("FSDP_CUDA_LIBRARY", FSDP_CUDA_STAND_IN, 1) == 0;
+
 struct Where {
   int ranks = 1;
   plan::Strategy strategy = plan::Strategy::kFullShard;
   bool slots = true;
   int group = 0;
+  bool device = false;  // A stand-in's (tests/support/cuda_stand_in.cpp).
+  plan::Offload offload = plan::Offload::kNone;
 };
+
+/// run_ranks(), each rank with its memory on a device.
+void run_ranks_on_devices(int ranks, const std::function<void(comm::Communicator&)>& fn) {
+  comm::ThreadWorld world(ranks);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < ranks; ++rank) {
+    threads.emplace_back([&, rank] {
+      std::unique_ptr<comm::Communicator> own;
+      try {
+        own = comm::on_device(world.communicator(rank), {}, "cuda_ipc");
+        fn(*own);
+      } catch (const std::exception& e) {
+        ADD_FAILURE() << "rank " << rank << ": " << e.what();
+        if (own) own->abort(e.what());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 std::string text(const Where& where) {
   return cat(plan::strategy_name(where.strategy), where.slots ? "" : " shared home", " on ",
-             where.ranks, where.group > 0 ? cat(" groups of ", where.group) : "");
+             where.ranks, where.group > 0 ? cat(" groups of ", where.group) : "",
+             where.device ? " on devices" : "",
+             where.offload == plan::Offload::kNone ? "" : ", offloaded");
 }
 
 constexpr int kAll = 4;  // Micro-batches of a step, over all ranks.
@@ -117,6 +147,7 @@ ShardOptions at_place(ShardOptions options, const Where& where) {
   options.placement.slots = where.slots ? 2 : 0;
   options.placement.sharding_group_size = where.group;
   options.poison = where.slots;
+  options.placement.offload = where.offload;
   return options;
 }
 
@@ -130,7 +161,10 @@ ResidualNet small_net(int seed) {
 /// Trains from `begin` (or from the start, without) and saves before and after two more steps.
 void run(const Where& where, const ShardOptions& base, const SavedState* begin, SavedState& into) {
   SCOPED_TRACE(text(where));
-  run_ranks(where.ranks, [&](comm::Communicator& own) {
+  const auto on_ranks = [&](const std::function<void(comm::Communicator&)>& rank) {
+    where.device ? run_ranks_on_devices(where.ranks, rank) : run_ranks(where.ranks, rank);
+  };
+  on_ranks([&](comm::Communicator& own) {
     // A loaded run starts from other weights: what is not loaded shows.
     auto model = fully_shard(small_net(begin ? 99 : 1), borrow(own), at_place(base, where));
     if (begin) {
@@ -170,6 +204,10 @@ std::vector<Where> places() {
     all.push_back({ranks, Strategy::kNoShard, true});
     if (ranks % 2 == 0) all.push_back({ranks, Strategy::kHybridShard, true, 2});
   }
+  all.push_back({2, Strategy::kFullShard, true, 0, true});
+  all.push_back({4, Strategy::kHybridShard, true, 2, true});
+  all.push_back({2, Strategy::kFullShard, true, 0, true, plan::Offload::kParameters});
+  all.push_back({3, Strategy::kFullShard, true, 0, true, plan::Offload::kOptimizer});
   return all;
 }
 
