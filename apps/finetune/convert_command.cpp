@@ -15,7 +15,7 @@ int run(const Invocation& call) {
 }  // namespace
 
 const Command kConvertCommand = {"convert",
-                                 "Turns a GGUF file into a folder in Hugging Face format.",
+                                 "Converts models and checkpoints between formats and types.",
                                  default_fields<ConvertOptions>, run};
 
 }  // namespace fsdp::app

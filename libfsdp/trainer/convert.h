@@ -1,13 +1,14 @@
-// The command `finetune convert`: a GGUF file becomes a folder in Hugging Face format.
+// The command `finetune convert`: models and checkpoints from one format to another.
 #pragma once
 
 #include "libfsdp/trainer/options.h"
 
 namespace fsdp::trainer {
 
-/// Writes config.json, generation_config.json, the tokenizer with its chat template, and
-/// model.safetensors. Memory: one tensor's part of a few MB. Throws: ModelError, ConfigError
-/// (target), HostResourceError.
+/// Writes the tensors of `from` in the wanted format and type, with config.json, the tokenizer and
+/// what else belongs to a model, as far as the source has them. Memory: buffers of a few MB,
+/// whatever the size. Files have their names only when all of them are written.
+/// Throws: ModelError, ConfigError (target), HostResourceError.
 void run_convert(const ConvertOptions& options);
 
 }  // namespace fsdp::trainer

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/io/hf_weights.h"
 #include "libfsdp/optim/optimizer.h"
 
 namespace fsdp::trainer {
@@ -95,8 +96,35 @@ void TrainOptions::check_checkpoints(const Origins& origins) const {
   }
 }
 
+void PeftOptions::check(const Origins& origins) const {
+  const auto needs_adapters = [&](const char* name) {
+    if (origins.given(name) && !adapts())
+      refuse_pair(origins, name, "use_peft", "all weights are trained, and there are no adapters");
+  };
+  for (const char* name :
+       {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save",
+        "use_rslora", "use_dora", "lora_bias", "init_lora_weights", "loraplus_lr_ratio"})
+    needs_adapters(name);
+  for (const char* name : {"lora_r", "lora_alpha", "lora_target_modules", "lora_modules_to_save",
+                           "use_rslora", "use_dora", "lora_bias", "init_lora_weights"}) {
+    if (origins.given(name) && !adapter_name_or_path.empty())
+      refuse_pair(origins, name, "adapter_name_or_path", "the adapter's folder says that");
+  }
+  if (load_in_4bit && load_in_8bit)
+    refuse_pair(origins, "load_in_4bit", "load_in_8bit", "choose one");
+  if (quantizes() && !adapts()) {
+    refuse_pair(origins, load_in_4bit ? "load_in_4bit" : "load_in_8bit", "use_peft",
+                "quantised weights cannot be trained, only adapters beside them");
+  }
+  for (const char* name : {"bnb_4bit_quant_type", "use_bnb_nested_quant"}) {
+    if (origins.given(name) && !load_in_4bit)
+      refuse_pair(origins, name, "load_in_4bit", "nothing is kept in 4 bits");
+  }
+}
+
 void TrainOptions::check(const Origins& origins) const {
   ranks.check(origins);
+  peft.check(origins);
   const auto kind = optim::optimizer_kind_from_name(optim);
   if (ranks.pure_bf16 && origins.given("optim") &&
       kind != optim::OptimizerKind::kAnyPrecisionAdamW) {
@@ -178,9 +206,12 @@ void GenerateOptions::check(const Origins& origins) const {
   }
 }
 
-void ConvertOptions::check(const Origins&) const {
+void ConvertOptions::check(const Origins& origins) const {
   require(from, "from");
   require(to, "to");
+  io::parse_bytes(max_shard_size);
+  if (num_shards > 1 && format == "full")
+    refuse_pair(origins, "num_shards", "format", "the full format has no shards; say sharded");
 }
 
 void NewModelOptions::check(const Origins&) const {

@@ -92,6 +92,35 @@ struct CheckpointOptions {
   void fields(V& v);
 };
 
+/// Adapters, and a base in 4 or 8 bits; train has it. Names and defaults are those of TRL's
+/// ModelConfig.
+struct PeftOptions {
+  bool use_peft = false;
+  std::filesystem::path adapter_name_or_path;
+  int64_t lora_r = 16;
+  double lora_alpha = 32;
+  double lora_dropout = 0.05;
+  std::vector<std::string> lora_target_modules;
+  std::vector<std::string> lora_modules_to_save;
+  bool use_rslora = false;
+  bool use_dora = false;
+  std::string lora_bias = "none";
+  std::string init_lora_weights = "default";
+  double loraplus_lr_ratio = 1;
+  bool load_in_4bit = false;
+  bool load_in_8bit = false;
+  std::string bnb_4bit_quant_type = "nf4";
+  bool use_bnb_nested_quant = false;
+
+  /// Whether adapters are trained.
+  bool adapts() const { return use_peft || !adapter_name_or_path.empty(); }
+  bool quantizes() const { return load_in_4bit || load_in_8bit; }
+  void check(const Origins& origins) const;
+
+  template <class V>
+  void fields(V& v);
+};
+
 struct TrainOptions {
   std::filesystem::path model_name_or_path;
   std::filesystem::path train_file;
@@ -128,6 +157,7 @@ struct TrainOptions {
   std::optional<int64_t> eval_steps;
   std::optional<int64_t> max_eval_samples;
   bool gradient_checkpointing = false;
+  PeftOptions peft;
   CheckpointOptions checkpoints;
   RankOptions ranks;
 
@@ -141,6 +171,7 @@ struct TrainOptions {
 
 struct EvalOptions {
   std::filesystem::path model_name_or_path;
+  std::filesystem::path adapter_name_or_path;
   std::filesystem::path validation_file;
   std::filesystem::path output_dir;
   SequenceOptions sequence;
@@ -155,6 +186,7 @@ struct EvalOptions {
 
 struct GenerateOptions {
   std::filesystem::path model_name_or_path;
+  std::filesystem::path adapter_name_or_path;
   std::string prompt;
   std::filesystem::path prompt_file;
   std::string system;
@@ -173,10 +205,25 @@ struct GenerateOptions {
   void check(const Origins& origins) const;
 };
 
+struct MergeOptions {
+  std::filesystem::path model_name_or_path;
+  std::filesystem::path adapter_name_or_path;
+  std::filesystem::path output_dir;
+  std::string max_shard_size = "5GB";
+
+  template <class V>
+  void fields(V& v);
+  void check(const Origins& origins) const;
+};
+
 struct ConvertOptions {
   std::filesystem::path from;
   std::filesystem::path to;
-  std::string dtype = "float32";
+  std::string dtype = "auto";
+  std::string format = "full";
+  int64_t num_shards = 1;
+  std::string max_shard_size = "5GB";
+  std::string prefix;
 
   template <class V>
   void fields(V& v);

@@ -94,6 +94,34 @@ void CheckpointOptions::fields(V& v) {
 }
 
 template <class V>
+void PeftOptions::fields(V& v) {
+  v.group("Adapters");
+  v("use_peft", use_peft, "Train low-rank adapters (LoRA) of linear layers; the model is frozen.");
+  v("adapter_name_or_path", adapter_name_or_path,
+    "Go on with the adapter of this PEFT folder; rank, alpha and targets are its own.");
+  v("lora_r", lora_r, "Rank of the adapters.", {.aliases = {"r"}, .min = 1, .max = 1 << 16});
+  v("lora_alpha", lora_alpha, "The adapters' result is multiplied by alpha / rank.");
+  v("lora_dropout", lora_dropout, "Dropout before the adapters.", {.min = 0, .max = 0.9999999});
+  v("lora_target_modules", lora_target_modules,
+    "Layers with an adapter: names, a regular expression for whole names, or all-linear; none = "
+    "q_proj and v_proj.",
+    {.aliases = {"target_modules"}});
+  v("lora_modules_to_save", lora_modules_to_save, "Modules that are trained and saved whole.");
+  v("use_rslora", use_rslora, "Multiply by alpha / sqrt(rank) instead.");
+  v("use_dora", use_dora, "Weight-decomposed adapters (DoRA).");
+  v("lora_bias", lora_bias, "Biases that are trained.", {.choices = {"none", "all", "lora_only"}});
+  v("init_lora_weights", init_lora_weights, "First values of the adapters.",
+    {.choices = {"default", "gaussian", "pissa", "olora", "orthogonal"}});
+  v("loraplus_lr_ratio", loraplus_lr_ratio, "LoRA+: rate of B by that of A.",
+    {.min = 0, .max = 1e6, .above_min = true});
+  v("load_in_4bit", load_in_4bit, "Keep the frozen weights in 4 bits (QLoRA).");
+  v("load_in_8bit", load_in_8bit, "Keep the frozen weights in 8 bits.");
+  v("bnb_4bit_quant_type", bnb_4bit_quant_type, "Kind of 4 bits.", {.choices = {"nf4", "fp4"}});
+  v("use_bnb_nested_quant", use_bnb_nested_quant, "4 bits: keep their scales in 8 bits.",
+    {.aliases = {"bnb_4bit_use_double_quant"}});
+}
+
+template <class V>
 void TrainOptions::fields(V& v) {
   v.group("Model and data");
   v("model_name_or_path", model_name_or_path,
@@ -167,6 +195,7 @@ void TrainOptions::fields(V& v) {
   v("max_eval_samples", max_eval_samples, "Evaluate on the first so many records only.",
     {.min = 1});
 
+  peft.fields(v);
   checkpoints.fields(v);
   ranks.fields(v);
 
@@ -174,14 +203,12 @@ void TrainOptions::fields(V& v) {
   v.refused({"save_on_each_node"},
             "the ranks of all hosts write one checkpoint, which must be on a disk that they share");
   v.refused({"enable_jit_checkpoint"}, "SIGTERM always saves a checkpoint");
-  v.refused(
-      {"use_peft", "peft_method", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"},
-      "adapters are not available yet; all weights are trained");
+  v.refused({"peft_method"}, "the kind of adapters is LoRA: see use_peft");
   v.refused({"push_to_hub", "hub_model_id", "hub_token"},
             "nothing is uploaded; the model is in output_dir");
   v.refused({"report_to"}, "metrics go to metrics.jsonl in output_dir");
   v.refused({"fsdp", "fsdp_config"}, "every run is fully sharded; see sharding_strategy");
-  v.refused({"load_in_4bit", "load_in_8bit", "quantization"}, "weights are fp32 or bf16");
+  v.refused({"quantization"}, "see load_in_4bit and load_in_8bit");
 }
 
 template <class V>
@@ -189,6 +216,7 @@ void EvalOptions::fields(V& v) {
   v.group("Model and data");
   v("model_name_or_path", model_name_or_path,
     "Folder of the model in Hugging Face format. Required.", {.aliases = {"model_name"}});
+  v("adapter_name_or_path", adapter_name_or_path, "PEFT folder of an adapter of the model.");
   v("validation_file", validation_file, "Records to evaluate on, one JSON object a line. Required.",
     {.aliases = {"eval_file"}});
   v("output_dir", output_dir, "Folder for eval_results.json; none = print only.");
@@ -206,6 +234,7 @@ void GenerateOptions::fields(V& v) {
   v.group("Model and prompt");
   v("model_name_or_path", model_name_or_path,
     "Folder of the model in Hugging Face format. Required.", {.aliases = {"model_name"}});
+  v("adapter_name_or_path", adapter_name_or_path, "PEFT folder of an adapter of the model.");
   v("prompt", prompt, "What to answer or to continue.");
   v("prompt_file", prompt_file,
     "Many prompts: records as in a train_file, whose answers are left out.");
@@ -224,12 +253,34 @@ void GenerateOptions::fields(V& v) {
 }
 
 template <class V>
+void MergeOptions::fields(V& v) {
+  v("model_name_or_path", model_name_or_path,
+    "Folder of the base model in Hugging Face format. Required.", {.aliases = {"model_name"}});
+  v("adapter_name_or_path", adapter_name_or_path, "PEFT folder of its adapter. Required.");
+  v("output_dir", output_dir, "Folder for the merged model. Required.");
+  v("max_shard_size", max_shard_size, "Largest file of weights: a number and B, KB, MB, GB or TB.");
+}
+
+template <class V>
 void ConvertOptions::fields(V& v) {
   v.group("Conversion");
-  v("from", from, "A GGUF file of a Llama-family model. Required.");
-  v("to", to, "Folder for the model in Hugging Face format; made, must be empty. Required.");
-  v("dtype", dtype, "Type of the written weights.",
-    {.choices = {"float32", "bfloat16", "float16"}});
+  v("from", from,
+    "A GGUF file of a Llama-family model; a file of torch.save; a folder with a model in Hugging "
+    "Face format, full or sharded, with a checkpoint of torch.distributed.checkpoint, or with "
+    "Llama's consolidated.NN.pth. Required.");
+  v("to", to, "Folder for the result; made, must be empty. Required.");
+  v("dtype", dtype, "Type of the written floating tensors; auto = as they are, float32 for GGUF.",
+    {.choices = {"auto", "float32", "bfloat16", "float16"}});
+  v("format", format,
+    "full = files of Hugging Face; sharded = those of torch.distributed.checkpoint, in "
+    "safetensors.",
+    {.choices = {"full", "sharded"}});
+  v("num_shards", num_shards, "Of the sharded format: the number of ranks' files.",
+    {.min = 1, .max = 99999});
+  v("max_shard_size", max_shard_size, "Of the full format: a new file begins at this size.");
+  v("prefix", prefix,
+    "Take only tensors whose names begin with this, and cut it off (\"model.\" of a trainer's "
+    "checkpoint).");
 }
 
 template <class V>
