@@ -8,9 +8,9 @@
 namespace fsdp::app {
 namespace {
 
-const Command* const kCommands[] = {&kTrainCommand,   &kEvalCommand,     &kGenerateCommand,
-                                    &kConvertCommand, &kNewModelCommand, &kShowDataCommand,
-                                    &kVerifyCommand,  &kEnvCommand};
+const Command* const kCommands[] = {&kTrainCommand,    &kEvalCommand,    &kGenerateCommand,
+                                    &kMergeCommand,    &kConvertCommand, &kNewModelCommand,
+                                    &kShowDataCommand, &kVerifyCommand,  &kEnvCommand};
 
 constexpr std::string_view kUsage =
     "finetune: trains, evaluates and runs Llama-family models in Hugging Face format, fully "

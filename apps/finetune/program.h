@@ -25,7 +25,7 @@ struct Command {
   int (*run)(const Invocation&);
 };
 
-extern const Command kTrainCommand, kEvalCommand, kGenerateCommand, kConvertCommand,
+extern const Command kTrainCommand, kEvalCommand, kGenerateCommand, kMergeCommand, kConvertCommand,
     kNewModelCommand, kShowDataCommand, kVerifyCommand, kEnvCommand;
 
 /// main without the error handling: finds the command (train when none is named), answers --help

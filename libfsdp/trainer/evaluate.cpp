@@ -73,7 +73,10 @@ std::optional<EvalRecord> evaluate(ShardedLm& model, const SequenceData& data,
   const auto begin = Clock::now();
   const int64_t size = model.comm().size();
   const auto turns = (data.micro_batches() + size - 1) / size;
+  const bool training = model.module()->is_training();
+  model.module()->eval();  // Adapters have dropout.
   const auto losses = local_losses(model, data, turns, stop);
+  model.module()->train(training);
   if (!losses) return std::nullopt;
   const auto loss_sum = summed(model.comm(), *losses);
   EvalRecord record;
@@ -96,7 +99,8 @@ void run_eval(const EvalOptions& options, comm::Communicator& comm) {
   Console console(comm.rank() != 0);
   const auto inputs = open_inputs(options);
   console.line(cat("data: ", inputs.data.summary()));
-  auto model = load_sharded(inputs.files, comm, shard_options(options.ranks), Purpose::kInference);
+  auto model = load_sharded(inputs.files, comm, shard_options(options.ranks), Purpose::kInference,
+                            options.adapter_name_or_path);
   const auto record = evaluate(model, inputs.data).value();
   console.line(eval_line(record, false));
   console.line(cat("eval_loss ", python_repr(record.eval_loss), "  perplexity ",

@@ -241,7 +241,8 @@ void check_generate(const GenerateOptions& options) { open_inputs(options); }
 
 void run_generate(const GenerateOptions& options, comm::Communicator& comm) {
   const auto inputs = open_inputs(options);
-  auto model = load_sharded(inputs.files, comm, shard_options(options.ranks), Purpose::kInference);
+  auto model = load_sharded(inputs.files, comm, shard_options(options.ranks), Purpose::kInference,
+                            options.adapter_name_or_path);
   Generator generator(inputs.files, options, model);
   const bool visible = comm.rank() == 0;
   for (size_t i = 0; i < inputs.requests.size(); ++i) {

@@ -206,6 +206,15 @@ void GenerateOptions::check(const Origins& origins) const {
   }
 }
 
+void MergeOptions::check(const Origins& origins) const {
+  require(model_name_or_path, "model_name_or_path");
+  require(adapter_name_or_path, "adapter_name_or_path");
+  require(output_dir, "output_dir");
+  io::parse_bytes(max_shard_size);
+  if (same_folder(model_name_or_path, output_dir))
+    refuse_pair(origins, "output_dir", "model_name_or_path", "the base would be overwritten");
+}
+
 void ConvertOptions::check(const Origins& origins) const {
   require(from, "from");
   require(to, "to");

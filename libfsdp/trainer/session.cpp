@@ -44,7 +44,9 @@ ShardOptions shard_options(const TrainOptions& options) {
   shard.optimizer.momentum = options.momentum;
   shard.seed = static_cast<uint64_t>(options.seed);
   if (!options.reduce_dtype.empty()) shard.reduce_dtype = dtype_from_name(options.reduce_dtype);
-  if (options.unsharded_accumulation) shard.placement.accumulation = plan::Accumulation::kUnsharded;
+  // Adapters are small: their gradients are sent once a step, but where the order of sums counts.
+  if (options.unsharded_accumulation || (options.peft.adapts() && !options.ranks.deterministic))
+    shard.placement.accumulation = plan::Accumulation::kUnsharded;
   shard.optimizer.beta1 = options.adam_beta1;
   shard.optimizer.beta2 = options.adam_beta2;
   shard.optimizer.epsilon = options.adam_epsilon;
@@ -54,32 +56,48 @@ ShardOptions shard_options(const TrainOptions& options) {
   return shard;
 }
 
-ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm,
-                        const ShardOptions& options, Purpose purpose) {
+ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm, ShardOptions options,
+                        Purpose purpose, const PeftOptions& peft, ModelParts& parts) {
   comm.report_progress(-1, "load");
   const auto dtype = to_scalar_type(options.param_dtype.value_or(DType::kF32));
   auto model = models::make_causal_lm(files.config, at::TensorOptions(at::kMeta).dtype(dtype));
+  parts = add_parts(*model, peft, files.directory.string());
   if (purpose == Purpose::kInference) {
     // Frozen parameters have no gradients, no masters and no optimizer state.
     for (at::Tensor& parameter : model->parameters()) parameter.requires_grad_(false);
+    model->eval();
   }
+  if (parts.adapters) options = parts.adapters->shard_options(options, peft.loraplus_lr_ratio);
   // The communicator belongs to the caller: a handle without ownership.
   const std::shared_ptr<comm::Communicator> handle(std::shared_ptr<void>(), &comm);
   return fully_shard(std::move(model), handle, with_environment(options));
 }
 
-void load_files(ShardedLm& model, const ModelFiles& files) {
+void load_files(ShardedLm& model, const ModelFiles& files, const ModelParts& parts) {
+  const io::HfWeights weights = io::HfWeights::open(files.directory.string());
+  std::vector<std::string> not_loaded;
   // A tied model's files may hold the projection a second time.
-  std::vector<std::string> tied;
-  if (files.config.tie_word_embeddings) tied.emplace_back("lm_head.weight");
-  load_weights(model.core(), io::HfWeights::open(files.directory.string()), tied);
+  if (files.config.tie_word_embeddings) not_loaded.emplace_back("lm_head.weight");
+  std::function<bool(const std::string&)> left_out = lora::Adapters::is_adapter;
+  if (parts.quantized) {
+    left_out = parts.quantized->left_out();
+    not_loaded.insert(not_loaded.end(), parts.quantized->names().begin(),
+                      parts.quantized->names().end());
+  }
+  load_weights(model.core(), weights, not_loaded, left_out);
+  if (parts.quantized) parts.quantized->load(model.core(), weights);
   device::trim_host_allocator();  // What building and loading left.
 }
 
 ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
-                       const ShardOptions& options, Purpose purpose) {
-  auto sharded = build_sharded(files, comm, options, purpose);
-  load_files(sharded, files);
+                       const ShardOptions& options, Purpose purpose,
+                       const std::filesystem::path& adapter) {
+  ModelParts parts;
+  PeftOptions peft;
+  peft.adapter_name_or_path = adapter;
+  auto sharded = build_sharded(files, comm, options, purpose, peft, parts);
+  load_files(sharded, files, parts);
+  fill_adapters(sharded.core(), parts, peft, options.seed);
   return sharded;
 }
 

@@ -8,6 +8,7 @@
 #include "libfsdp/shard/sharded.h"
 #include "libfsdp/trainer/model_files.h"
 #include "libfsdp/trainer/options.h"
+#include "libfsdp/trainer/peft.h"
 
 namespace fsdp::trainer {
 
@@ -16,16 +17,18 @@ using ShardedLm = Sharded<models::LlamaForCausalLM>;
 /// What a model is loaded for: for inference it takes no memory for gradients and optimizer state.
 enum class Purpose { kTraining, kInference };
 
-/// Builds the model on the meta device and shards it; its parameters are zero. Collective. `comm`
-/// must outlive the model. Throws: CommError, DoesNotFitError.
-ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm,
-                        const ShardOptions& options, Purpose purpose);
-/// Fills each rank's part from the files. Collective. Throws: ModelError.
-void load_files(ShardedLm& model, const ModelFiles& files);
+/// Builds the model on the meta device, gives it the parts that `peft` asks for, and shards it; its
+/// parameters are zero. Collective. `comm` must outlive the model. Throws: CommError,
+/// DoesNotFitError; as add_parts().
+ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm, ShardOptions options,
+                        Purpose purpose, const PeftOptions& peft, ModelParts& parts);
+/// Fills each rank's part of the base from the files. Collective. Throws: ModelError.
+void load_files(ShardedLm& model, const ModelFiles& files, const ModelParts& parts = {});
 
-/// Both.
+/// Both, and the adapter of a PEFT folder, if one is named.
 ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
-                       const ShardOptions& options, Purpose purpose);
+                       const ShardOptions& options, Purpose purpose,
+                       const std::filesystem::path& adapter = {});
 
 /// What RankOptions mean for sharding; optimizer and checkpointing stay at their defaults.
 ShardOptions shard_options(const RankOptions& options);

@@ -11,6 +11,7 @@
 #include "libfsdp/checkpoint/checkpoint_files.h"
 #include "libfsdp/checkpoint/digest.h"
 #include "libfsdp/io/file.h"
+#include "libfsdp/lora/peft_files.h"
 #include "libfsdp/optim/lr_schedule.h"
 #include "libfsdp/shard/checkpointer.h"
 #include "libfsdp/shard/state.h"
@@ -50,7 +51,10 @@ DType save_dtype_of(const TrainOptions& options, const ModelFiles& files) {
   return options.save_dtype.empty() ? files.dtype : dtype_from_name(options.save_dtype);
 }
 
+constexpr int64_t kAdapterBytes = 64 << 20;  // Free space that a run of adapters asks for.
+
 int64_t saved_bytes(const TrainOptions& options, const ModelFiles& files) {
+  if (options.peft.adapts()) return kAdapterBytes;
   return files.parameters * static_cast<int64_t>(dtype_bytes(save_dtype_of(options, files)));
 }
 
@@ -139,18 +143,9 @@ class TrainRun {
   // The begin
 
   void begin() {
-    model_.emplace(
-        build_sharded(inputs_.files, comm_, shard_options(options_), Purpose::kTraining));
-    const auto& wanted = options_.checkpoints;
-    checkpoints_ = std::make_unique<Checkpointer>(
-        *model_, CheckpointerOptions{.directory = options_.output_dir.string(),
-                                     .form = wanted.fsdp_state_dict_type == "FULL_STATE_DICT"
-                                                 ? StateForm::kFull
-                                                 : StateForm::kSharded,
-                                     .async = wanted.async_save,
-                                     .save_total_limit = wanted.save_total_limit.value_or(0),
-                                     .overwrite = true,
-                                     .state_file = "finetune_state.json"});
+    model_.emplace(build_sharded(inputs_.files, comm_, shard_options(options_), Purpose::kTraining,
+                                 options_.peft, parts_));
+    checkpoints_ = std::make_unique<Checkpointer>(*model_, checkpointer_options());
     identity_ = {
         .options = io::Json::parse(resolved_options_, "options"),
         .train_data = inputs_.train.digest(),
@@ -163,12 +158,31 @@ class TrainRun {
           state_ = RunState::from_json(io::Json::parse(text, kRunObject)["progress"]);
         });
     const std::optional<std::string> from = find_checkpoint();
+    if (!from || parts_.adapters) {  // Checkpoints of adapters hold no base.
+      load_files(*model_, inputs_.files, parts_);
+      fill_adapters(model_->core(), parts_, options_.peft, static_cast<uint64_t>(options_.seed));
+    }
     if (from) {
       resume(*from);
     } else {
-      load_files(*model_, inputs_.files);
       if (comm_.rank() == 0) metrics_.emplace(options_.output_dir / "metrics.jsonl");
     }
+  }
+
+  CheckpointerOptions checkpointer_options() {
+    const auto& wanted = options_.checkpoints;
+    CheckpointerOptions made{.directory = options_.output_dir.string(),
+                             .form = wanted.fsdp_state_dict_type == "FULL_STATE_DICT"
+                                         ? StateForm::kFull
+                                         : StateForm::kSharded,
+                             .async = wanted.async_save,
+                             .save_total_limit = wanted.save_total_limit.value_or(0),
+                             .overwrite = true,
+                             .state_file = "finetune_state.json"};
+    if (!parts_.adapters) return made;
+    made.model = [this](ShardedCore& core) { return lora::adapter_state(core, *parts_.adapters); };
+    made.model_stem = "adapter_model";
+    return made;
   }
 
   std::string state_text() const {
@@ -218,6 +232,11 @@ class TrainRun {
     console_.line(cat("model: ", options_.model_name_or_path.string(), ", ",
                       inputs_.files.config.model_type, ", ", inputs_.files.parameters,
                       " parameters, ", dtype_name(inputs_.files.dtype)));
+    if (parts_.adapters) console_.line(trainable_line(model_->core(), parts_));
+    if (parts_.quantized) {
+      console_.line(cat("quantised: ", parts_.quantized->numel(), " weights in ",
+                        parts_.quantized->bytes(), " bytes"));
+    }
     console_.line(cat("train data: ", inputs_.train.summary()));
     if (inputs_.validation) console_.line(cat("validation data: ", inputs_.validation->summary()));
     console_.line(cat("run: ", plan_.total_steps, " steps on ", plan_.ranks, " ranks, ",
@@ -431,6 +450,10 @@ class TrainRun {
     if (comm_.rank() == 0) {
       for (auto& [name, text] : model_texts(inputs_.files, options_.ranks.param_dtype()))
         extras.files.push_back({name, text});
+      if (parts_.adapters) {
+        extras.files.push_back(
+            {"adapter_config.json", lora::adapter_config_text(parts_.adapters->config())});
+      }
       extras.files.push_back({"trainer_state.json", trainer_state()});
       extras.files.push_back({"finetune_options.json", resolved_options_});
     }
@@ -487,6 +510,11 @@ class TrainRun {
                             resolved_options_);
       io::write_text_atomic((options_.output_dir / "trainer_state.json").string(), trainer_state());
     }
+    if (parts_.adapters) {
+      lora::save_adapter(model_->core(), *parts_.adapters, options_.output_dir.string());
+      console_.line(cat("saved: ", options_.output_dir.string(), " (adapter)"));
+      return;
+    }
     save_weights(model_->core(), options_.output_dir, dtype);
     console_.line(cat("saved: ", options_.output_dir.string(), " (", dtype_name(dtype), ")"));
   }
@@ -501,6 +529,7 @@ class TrainRun {
   StepPlan plan_;
   optim::LrScheduleOptions schedule_;
   Console console_;
+  ModelParts parts_;
   std::optional<ShardedLm> model_;
   std::unique_ptr<Checkpointer> checkpoints_;
   std::optional<MetricsFile> metrics_;  // Rank 0 only.
@@ -549,6 +578,7 @@ void check_train(const TrainOptions& options) {
   const auto inputs = open_inputs(options);
   StepPlan::make(options, inputs.train.micro_batches(), options.ranks.nproc_per_node);
   shard_options(options).optimizer.validate();
+  if (options.peft.adapts()) lora_config(options.peft, options.model_name_or_path.string());
   prepare(options, inputs.files);
 }
 

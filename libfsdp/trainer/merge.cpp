@@ -1,0 +1,30 @@
+#include "libfsdp/trainer/merge.h"
+
+#include <cstdio>
+
+#include "libfsdp/base/error.h"
+#include "libfsdp/checkpoint/convert_state.h"
+#include "libfsdp/io/file.h"
+#include "libfsdp/lora/merge.h"
+#include "libfsdp/trainer/model_files.h"
+
+namespace fsdp::trainer {
+
+void run_merge(const MergeOptions& options) {
+  const ModelFiles files = open_model(options.model_name_or_path);
+  const io::HfWeights base = io::HfWeights::open(options.model_name_or_path.string());
+  const checkpoint::StateDict merged =
+      lora::merged_state(base, options.adapter_name_or_path.string());
+  prepare_output_dir(options.output_dir, /*overwrite=*/false,
+                     files.parameters * static_cast<int64_t>(dtype_bytes(files.dtype)));
+  checkpoint::StagedDirectory staged(options.output_dir.string());
+  const int64_t bytes = checkpoint::write_converted(
+      merged, {.max_file_bytes = io::parse_bytes(options.max_shard_size)}, staged.path());
+  for (const auto& [name, text] : model_texts(files, files.dtype))
+    io::write_text_atomic((std::filesystem::path(staged.path()) / name).string(), text);
+  staged.publish();
+  std::printf("merged: %s, %lld bytes of weights\n", options.output_dir.c_str(),
+              static_cast<long long>(bytes));
+}
+
+}  // namespace fsdp::trainer

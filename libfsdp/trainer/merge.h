@@ -1,0 +1,13 @@
+// The command `finetune merge`: a base model and an adapter as one model.
+#pragma once
+
+#include "libfsdp/trainer/options.h"
+
+namespace fsdp::trainer {
+
+/// Writes the base with the adapter merged in, in the base's type, with config.json and the
+/// tokenizer's files. Memory: a few MB and one layer's adapter. Files have their names only when
+/// all of them are written. Throws: ModelError, ConfigError, HostResourceError.
+void run_merge(const MergeOptions& options);
+
+}  // namespace fsdp::trainer
