@@ -47,7 +47,7 @@ void a_shared_block_is_zero_and_aligned(Communicator& c) {
     const bool zero = std::all_of(block->data(), block->data() + bytes,
                                   [](std::byte b) { return b == std::byte{0}; });
     c.wait_released(c.begin_fence(c.world(), make_tag("looked at")));
-    std::memset(block->data(), 0xff, bytes);
+    if (c.rank() == 0) std::memset(block->data(), 0xff, bytes);
     expect(zero, "zero at first");
   }
 }
