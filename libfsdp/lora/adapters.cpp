@@ -267,6 +267,10 @@ std::vector<std::string> Adapters::names() const {
   return names;
 }
 
+std::vector<std::string> Adapters::trained_besides() const {
+  return {state_->trainable.begin(), state_->trainable.end()};
+}
+
 const LoraConfig& Adapters::config(const std::string& name) const {
   return state_->of(name).config;
 }

@@ -66,6 +66,9 @@ class Adapters {
   std::vector<std::string> names() const;
   const LoraConfig& config(const std::string& name = kDefaultName) const;
 
+  /// Names of parameters that are trained and are not of adapters: biases, modules to save.
+  std::vector<std::string> trained_besides() const;
+
   /// The adapters of that name in the order of the modules.
   const std::vector<AdapterParameters>& parameters(const std::string& name = kDefaultName) const;
 

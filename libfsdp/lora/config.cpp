@@ -187,7 +187,10 @@ bool LoraConfig::targets(std::string_view name, bool is_linear, bool is_head) co
          layers_to_transform.end();
 }
 
-bool LoraConfig::saves(std::string_view name) const { return names_one(modules_to_save, name); }
+bool LoraConfig::saves(std::string_view name) const {
+  return std::any_of(modules_to_save.begin(), modules_to_save.end(),
+                     [&](const std::string& end) { return name.ends_with(end); });
+}
 
 int64_t LoraConfig::rank_of(std::string_view name) const {
   const int64_t* other = find_pattern(rank_pattern, name);

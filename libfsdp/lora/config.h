@@ -56,7 +56,7 @@ struct LoraConfig {
   std::vector<int64_t> layers_to_transform;
   /// What stands before the number of a layer; empty = anything.
   std::vector<std::string> layers_pattern;
-  /// Trained and saved whole.
+  /// Trained and saved whole: modules whose names end so, without regard to dots, as PEFT has it.
   std::vector<std::string> modules_to_save;
   /// Other ranks and alphas: the key is a regular expression for the end of a module's name; the
   /// first that fits counts.

@@ -85,8 +85,7 @@ checkpoint::StateDict adapter_state(ShardedCore& core, const Adapters& adapters,
     wanted.insert(b_name(adapter, name));
     if (adapter.magnitude.defined()) wanted.insert(magnitude_name(adapter, name));
   }
-  for (const ParameterInfo& info : core.parameters())
-    if (info.trainable && !Adapters::is_adapter(info.name)) wanted.insert(info.name);
+  for (const std::string& parameter : adapters.trained_besides()) wanted.insert(parameter);
   checkpoint::StateDict state;
   for (checkpoint::TensorPart& tensor : model_state(core).tensors) {
     if (wanted.count(tensor.name) == 0) continue;

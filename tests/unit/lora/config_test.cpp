@@ -56,6 +56,10 @@ TEST(LoraConfigTest, ExcludedAndSavedModulesGetNoAdapter) {
   EXPECT_FALSE(config.targets("model.layers.1.self_attn.q_proj"));
   EXPECT_FALSE(config.targets("lm_head"));
   EXPECT_TRUE(config.saves("lm_head"));
+  config.modules_to_save = {"norm"};
+  EXPECT_TRUE(config.saves("model.norm"));
+  EXPECT_TRUE(config.saves("model.layers.0.input_layernorm"));
+  EXPECT_FALSE(config.saves("model.norm.weight"));
   config.exclude_modules.clear();
   config.exclude_pattern = R"(.*\.v_proj)";
   EXPECT_FALSE(config.targets("model.layers.0.self_attn.v_proj"));

@@ -1,0 +1,140 @@
+"""Adapters through the program: trained, stopped and gone on with, evaluated, merged, over quantised weights, refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+from support import ProgramTest, read_safetensors
+
+ALL = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+
+LOGITS = """
+import sys, torch, transformers, peft
+base, adapter, merged = sys.argv[1:]
+ids = torch.arange(3, 40).reshape(1, -1)
+with torch.no_grad():
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    plain = model(ids).logits
+    adapted = peft.PeftModel.from_pretrained(model, adapter).eval()(ids).logits
+    whole = transformers.AutoModelForCausalLM.from_pretrained(merged)(ids).logits
+scale = adapted.abs().max().item()
+print((whole - adapted).abs().max().item() / scale, (plain - adapted).abs().max().item() / scale)
+"""
+
+
+class Lora(ProgramTest):
+    def setUp(self):
+        super().setUp()
+        self.model, self.data = self.tiny_model(), self.tiny_data(24)
+
+    def train(self, *extra, out="out", ranks=2, accumulation=1):
+        arguments = self.train_arguments(
+            "--use_peft", "--lora_target_modules", ALL, "--lora_r", 4, "--deterministic", "--nproc_per_node", ranks,
+            "--gradient_accumulation_steps", accumulation, *extra, model=self.model, data=self.data, out=out)
+        arguments[arguments.index("--learning_rate") + 1] = 0.02
+        return self.succeed(*arguments)
+
+    def losses(self, output):
+        return [line for line in output.splitlines() if line.startswith("{'loss'")]
+
+    def eval_loss(self, *arguments):
+        output = self.succeed("eval", "--validation_file", self.data, *arguments)
+        return float(output.splitlines()[-1].split()[1])
+
+    def test_ranks_agree_and_a_run_goes_on_elsewhere_to_the_bit(self):
+        whole = self.train("--save_steps", 1, out="whole")
+        self.assertIn("trainable params: ", whole)
+        self.assertEqual(self.losses(whole), self.losses(self.train(ranks=1, accumulation=2, out="one")))
+        shutil.copytree(self.folder / "whole", self.folder / "again")
+        (self.folder / "again" / "adapter_model.safetensors").unlink()
+        steps = sorted((self.folder / "again").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        self.assertEqual(sorted(path.name for path in steps[0].glob("*.safetensors")),
+                         ["adapter_model.safetensors", "optimizer.safetensors"])
+        for later in steps[1:]:
+            shutil.rmtree(later)
+        output = self.train("--save_steps", 1, "--resume_from_checkpoint", "auto", ranks=1, accumulation=2, out="again")
+        self.assertIn("resumed: ", output)
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            self.assertEqual((self.folder / "again" / name).read_bytes(), (self.folder / "whole" / name).read_bytes())
+
+    def test_merged_models_are_the_adapted_ones_in_peft_and_transformers(self):
+        for kind in ((), ("--use_dora",), ("--use_rslora", "--lora_modules_to_save", "norm")):
+            with self.subTest(kind=kind):
+                for folder in ("out", "merged"):
+                    shutil.rmtree(self.folder / folder, ignore_errors=True)
+                self.train(*kind)
+                self.succeed("merge", "--model_name_or_path", self.model, "--adapter_name_or_path", self.folder / "out",
+                             "--output_dir", self.folder / "merged")
+                adapted = self.eval_loss("--model_name_or_path", self.model, "--adapter_name_or_path", self.folder / "out")
+                merged = self.eval_loss("--model_name_or_path", self.folder / "merged")
+                base = self.eval_loss("--model_name_or_path", self.model)
+                self.assertLess(abs(adapted - merged), 1e-5 * merged)
+                self.assertGreater(abs(adapted - base), 1e-2 * base)
+                done = subprocess.run([sys.executable, "-c", LOGITS, self.model, self.folder / "out", self.folder / "merged"],
+                                      capture_output=True, text=True, check=False)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                merged_difference, effect = map(float, done.stdout.split())
+                self.assertLess(merged_difference, 1e-5)
+                self.assertGreater(effect, 1e-2)
+
+    def test_an_adapter_is_gone_on_with(self):
+        self.train(out="first")
+        output = self.succeed(*self.train_arguments("--adapter_name_or_path", self.folder / "first", "--nproc_per_node", 2,
+                                                    model=self.model, data=self.data, out="second"))
+        first = json.loads((self.folder / "first" / "adapter_config.json").read_text())
+        second = json.loads((self.folder / "second" / "adapter_config.json").read_text())
+        self.assertEqual(first, second)
+        start = float(self.losses(output)[0].split()[1].rstrip(","))
+        self.assertLess(start, 4.0, "it begins where the first run ended")
+        text = self.succeed("generate", "--model_name_or_path", self.model, "--adapter_name_or_path", self.folder / "second",
+                            "--prompt", "say 1", "--max_new_tokens", 4)
+        self.assertTrue(text)
+
+    def test_weights_in_few_bits_train_adapters_to_the_bit_at_any_number_of_ranks(self):
+        for bits in (("--load_in_4bit",), ("--load_in_4bit", "--bnb_4bit_quant_type", "fp4", "--use_bnb_nested_quant"),
+                     ("--load_in_8bit",)):
+            with self.subTest(bits=bits):
+                for folder in ("one", "two"):
+                    shutil.rmtree(self.folder / folder, ignore_errors=True)
+                two = self.train(*bits, out="two")
+                self.assertIn("quantised: ", two)
+                self.assertEqual(self.losses(two), self.losses(self.train(*bits, ranks=1, accumulation=2, out="one")))
+                self.assertEqual((self.folder / "one" / "adapter_model.safetensors").read_bytes(),
+                                 (self.folder / "two" / "adapter_model.safetensors").read_bytes())
+
+    def test_refusals_say_what_and_why(self):
+        self.train(out="good")
+
+        def refusal(code, *extra, command=()):
+            return self.fail_with(code, *command, *self.train_arguments(*extra, model=self.model, data=self.data, out="no"))
+
+        self.assertIn("quantised weights cannot be trained", refusal(2, "--load_in_4bit"))
+        self.assertIn("there are no adapters", refusal(2, "--lora_r", 4))
+        self.assertIn("no module is targeted by qq_proj", refusal(2, "--use_peft", "--lora_target_modules", "qq_proj"))
+        damaged = self.folder / "damaged"
+        shutil.copytree(self.folder / "good", damaged)
+        config = json.loads((damaged / "adapter_config.json").read_text())
+        (damaged / "adapter_config.json").write_text(json.dumps({**config, "lora_bias": True}))
+        self.assertIn("'lora_bias' is true", refusal(4, "--adapter_name_or_path", damaged))
+        (damaged / "adapter_config.json").write_text(json.dumps({**config, "r": 3}))
+        self.assertIn("lora_A", refusal(4, "--adapter_name_or_path", damaged))
+        header, _ = read_safetensors(damaged / "adapter_model.safetensors")
+        raw = (damaged / "adapter_model.safetensors").read_bytes()
+        name = next(name for name in header if name.endswith("lora_B.weight"))
+        (damaged / "adapter_config.json").write_text(json.dumps(config))
+        (damaged / "adapter_model.safetensors").write_bytes(raw.replace(name.encode(), name.replace("lora_B", "lora_C").encode()))
+        text = self.run_program(*self.train_arguments("--adapter_name_or_path", damaged, model=self.model, data=self.data,
+                                                      out="no")).stderr
+        self.assertIn("1 missing tensors: " + name, text)
+        self.assertIn("1 unexpected tensors: " + name.replace("lora_B", "lora_C"), text)
+        begin, end = header[name]["data_offsets"]
+        data = len(raw) - max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
+        (damaged / "adapter_model.safetensors").write_bytes(raw[:data + begin] + bytes(end - begin) + raw[data + end:])
+        self.assertIn("has never been updated", refusal(4, "--adapter_name_or_path", damaged))
+
+
+if __name__ == "__main__":
+    import unittest
+
+    unittest.main()
