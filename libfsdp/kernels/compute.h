@@ -10,6 +10,7 @@
 
 #include "libfsdp/base/dtype.h"
 #include "libfsdp/kernels/any_precision.h"
+#include "libfsdp/kernels/four_bit.h"
 #include "libfsdp/kernels/gradient_sums.h"
 #include "libfsdp/kernels/parameter_forms.h"
 #include "libfsdp/kernels/quantized_state.h"
@@ -92,6 +93,14 @@ class Compute {
                                    const AnyPrecisionScalars& scalars) = 0;
   virtual void adamw_8bit(const ParameterArrays& parameter, const float* gradient,
                           const QuantizedState& state, int64_t n, const AdamWScalars& scalars) = 0;
+
+  // As the functions of quantized_weight.h.
+  virtual void dequantize_4bit(const uint8_t* packed, const float* absmax, int64_t numel,
+                               FourBitCode code, int64_t blocksize, void* values, DType dtype) = 0;
+  virtual void dequantize_absmax(const uint8_t* codes, const float* nested_absmax, float offset,
+                                 int64_t skip, int64_t n, float* absmax) = 0;
+  virtual void dequantize_int8(const int8_t* codes, const float* absmax, int64_t columns,
+                               int64_t skip, int64_t numel, void* values, DType dtype) = 0;
 };
 
 /// Host memory and the CPU's loops; everything has happened when a call returns. One for the

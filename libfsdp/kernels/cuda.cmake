@@ -28,7 +28,8 @@ endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
-add_library(fsdp_cuda MODULE cuda_kernels.cu cuda_elements.cu cuda_sums.cu cuda_updates.cu
+add_library(fsdp_cuda MODULE cuda_kernels.cu cuda_elements.cu cuda_quantized.cu cuda_sums.cu
+  cuda_updates.cu
   ${PROJECT_SOURCE_DIR}/libfsdp/device/cuda_runtime_table.cpp)
 
 # NCCL: the copy that LibTorch uses, one in a process.

@@ -178,6 +178,24 @@ class CudaCompute final : public Compute {
                "8-bit AdamW");
   }
 
+  void dequantize_4bit(const uint8_t* packed, const float* absmax, int64_t numel, FourBitCode code,
+                       int64_t blocksize, void* values, DType dtype) override {
+    check_cuda(kernels_.dequantize_4bit(packed, absmax, numel, code, blocksize, values,
+                                        fold_type(dtype), stream()),
+               "dequantising 4 bits");
+  }
+  void dequantize_absmax(const uint8_t* codes, const float* nested_absmax, float offset,
+                         int64_t skip, int64_t n, float* absmax) override {
+    check_cuda(kernels_.dequantize_absmax(codes, nested_absmax, offset, skip, n, absmax, stream()),
+               "dequantising scales");
+  }
+  void dequantize_int8(const int8_t* codes, const float* absmax, int64_t columns, int64_t skip,
+                       int64_t numel, void* values, DType dtype) override {
+    check_cuda(kernels_.dequantize_int8(codes, absmax, columns, skip, numel, values,
+                                        fold_type(dtype), stream()),
+               "dequantising int8");
+  }
+
  private:
   void fill(void* memory, int value, size_t bytes) {
     if (bytes == 0) return;

@@ -10,13 +10,14 @@
 
 #include "libfsdp/kernels/any_precision.h"
 #include "libfsdp/kernels/element_math.h"
+#include "libfsdp/kernels/four_bit.h"
 #include "libfsdp/kernels/parameter_forms.h"
 #include "libfsdp/kernels/quantized_state.h"
 
 namespace fsdp::kernels {
 
 /// Raised whenever the table's layout changes.
-constexpr int32_t kCudaKernelTableVersion = 5;
+constexpr int32_t kCudaKernelTableVersion = 6;
 
 enum class FoldType : int32_t { kF32, kBf16, kF16 };
 
@@ -50,6 +51,18 @@ struct CudaKernelTable {
   int (*adamw_8bit)(const ParameterArrays* parameter, const float* gradient,
                     const QuantizedState* state, int64_t n, const AdamWScalars* scalars,
                     void* stream);
+  // As the functions of quantized_weight.h.
+  int (*quantize_4bit)(const void* values, FoldType type, int64_t numel, FourBitCode code,
+                       int64_t blocksize, uint8_t* packed, float* absmax, void* stream);
+  int (*dequantize_4bit)(const uint8_t* packed, const float* absmax, int64_t numel,
+                         FourBitCode code, int64_t blocksize, void* values, FoldType type,
+                         void* stream);
+  int (*dequantize_absmax)(const uint8_t* codes, const float* nested_absmax, float offset,
+                           int64_t skip, int64_t n, float* absmax, void* stream);
+  int (*quantize_int8)(const void* values, FoldType type, int64_t rows, int64_t columns,
+                       int8_t* codes, float* absmax, void* stream);
+  int (*dequantize_int8)(const int8_t* codes, const float* absmax, int64_t columns, int64_t skip,
+                         int64_t numel, void* values, FoldType type, void* stream);
 };
 
 /// Name of the exported function of type `const CudaKernelTable* ()`.

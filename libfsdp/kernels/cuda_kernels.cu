@@ -17,6 +17,11 @@ const CudaKernelTable kTable = {
     launch_sgd,
     launch_any_precision_adamw,
     launch_adamw_8bit,
+    launch_quantize_4bit,
+    launch_dequantize_4bit,
+    launch_dequantize_absmax,
+    launch_quantize_int8,
+    launch_dequantize_int8,
 };
 
 }  // namespace

@@ -31,4 +31,17 @@ int launch_adamw_8bit(const ParameterArrays* parameter, const float* gradient,
                       const QuantizedState* state, int64_t n, const AdamWScalars* scalars,
                       void* stream);
 
+// cuda_quantized.cu
+int launch_quantize_4bit(const void* values, FoldType type, int64_t numel, FourBitCode code,
+                         int64_t blocksize, uint8_t* packed, float* absmax, void* stream);
+int launch_dequantize_4bit(const uint8_t* packed, const float* absmax, int64_t numel,
+                           FourBitCode code, int64_t blocksize, void* values, FoldType type,
+                           void* stream);
+int launch_dequantize_absmax(const uint8_t* codes, const float* nested_absmax, float offset,
+                             int64_t skip, int64_t n, float* absmax, void* stream);
+int launch_quantize_int8(const void* values, FoldType type, int64_t rows, int64_t columns,
+                         int8_t* codes, float* absmax, void* stream);
+int launch_dequantize_int8(const int8_t* codes, const float* absmax, int64_t columns, int64_t skip,
+                           int64_t numel, void* values, FoldType type, void* stream);
+
 }  // namespace fsdp::kernels

@@ -5,6 +5,7 @@
 #include "libfsdp/device/host_arena.h"
 #include "libfsdp/kernels/compute.h"
 #include "libfsdp/kernels/fold.h"
+#include "libfsdp/kernels/quantized_weight.h"
 #include "libfsdp/kernels/split_master.h"
 #include "libfsdp/kernels/update.h"
 
@@ -95,6 +96,19 @@ class HostCompute final : public Compute {
   void adamw_8bit(const ParameterArrays& parameter, const float* gradient,
                   const QuantizedState& state, int64_t n, const AdamWScalars& scalars) override {
     kernels::adamw_8bit(parameter, gradient, state, n, scalars);
+  }
+
+  void dequantize_4bit(const uint8_t* packed, const float* absmax, int64_t numel, FourBitCode code,
+                       int64_t blocksize, void* values, DType dtype) override {
+    kernels::dequantize_4bit(packed, absmax, numel, code, blocksize, values, dtype);
+  }
+  void dequantize_absmax(const uint8_t* codes, const float* nested_absmax, float offset,
+                         int64_t skip, int64_t n, float* absmax) override {
+    kernels::dequantize_absmax(codes, nested_absmax, offset, skip, n, absmax);
+  }
+  void dequantize_int8(const int8_t* codes, const float* absmax, int64_t columns, int64_t skip,
+                       int64_t numel, void* values, DType dtype) override {
+    kernels::dequantize_int8(codes, absmax, columns, skip, numel, values, dtype);
   }
 };
 

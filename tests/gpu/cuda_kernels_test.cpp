@@ -5,8 +5,10 @@
 #include "libfsdp/kernels/cuda_kernel_table.h"
 #include "libfsdp/kernels/fold.h"
 #include "libfsdp/kernels/gradient_sums.h"
+#include "libfsdp/kernels/quantized_weight.h"
 #include "libfsdp/kernels/split_master.h"
 #include "tests/gpu/device_data.h"
+#include "tests/unit/kernels/random_floats.h"
 #include "tests/unit/kernels/update_cases.h"
 
 namespace fsdp::kernels {
@@ -233,6 +235,78 @@ TEST_F(CudaKernelsTest, Adamw8bitEqualsItsTwin) {
     EXPECT_TRUE(same_bits(absmax1.to_host(), state.absmax1));
     EXPECT_TRUE(same_bits(absmax2.to_host(), state.absmax2));
   }
+}
+
+TEST_F(CudaKernelsTest, FourBitWeightsEqualTheirTwins) {
+  const device::CudaStream stream;
+  const CudaKernelTable& table = cuda_kernels();
+  const std::vector<float> host = random_floats(kNumel, 5);
+  const DeviceArray<float> values(host, stream);
+  for (const FourBitCode code : {FourBitCode::kNf4, FourBitCode::kFp4}) {
+    for (const int64_t blocksize : {int64_t{64}, int64_t{32}, int64_t{4096}}) {
+      std::vector<uint8_t> packed((kNumel + 1) / 2);
+      std::vector<float> absmax(static_cast<size_t>((kNumel + blocksize - 1) / blocksize));
+      const DeviceArray<uint8_t> packed_there(packed, stream);
+      const DeviceArray<float> absmax_there(absmax, stream);
+      quantize_4bit(host.data(), DType::kF32, kNumel, code, blocksize, packed.data(),
+                    absmax.data());
+      check_cuda(table.quantize_4bit(values.data(), FoldType::kF32, kNumel, code, blocksize,
+                                     packed_there.data(), absmax_there.data(), stream.get()),
+                 "quantize");
+      EXPECT_TRUE(same_bits(packed_there.to_host(), packed));
+      EXPECT_TRUE(same_bits(absmax_there.to_host(), absmax));
+      std::vector<uint16_t> read(kNumel);
+      const DeviceArray<uint16_t> read_there(read, stream);
+      dequantize_4bit(packed.data(), absmax.data(), kNumel, code, blocksize, read.data(),
+                      DType::kBF16);
+      check_cuda(table.dequantize_4bit(packed_there.data(), absmax_there.data(), kNumel, code,
+                                       blocksize, read_there.data(), FoldType::kBf16, stream.get()),
+                 "dequantize");
+      EXPECT_TRUE(same_bits(read_there.to_host(), read));
+    }
+  }
+}
+
+TEST_F(CudaKernelsTest, ScalesAndInt8EqualTheirTwins) {
+  const device::CudaStream stream;
+  const CudaKernelTable& table = cuda_kernels();
+  const std::vector<float> host = random_floats(kNumel, 6);
+  std::vector<uint8_t> codes(kNumel);
+  std::vector<float> nested(kNumel / kAbsmaxBlock + 2, 0.5F);
+  for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i * 97);
+  const DeviceArray<uint8_t> codes_there(codes, stream);
+  const DeviceArray<float> nested_there(nested, stream);
+  std::vector<float> absmax(kNumel);
+  const DeviceArray<float> absmax_there(absmax, stream);
+  dequantize_absmax(codes.data(), nested.data(), 0.1F, 77, kNumel, absmax.data());
+  check_cuda(table.dequantize_absmax(codes_there.data(), nested_there.data(), 0.1F, 77, kNumel,
+                                     absmax_there.data(), stream.get()),
+             "scales");
+  EXPECT_TRUE(same_bits(absmax_there.to_host(), absmax));
+
+  constexpr int64_t kRows = 5000;
+  constexpr int64_t kColumns = 211;
+  const std::vector<float> matrix(host.begin(), host.begin() + kRows * kColumns);
+  const DeviceArray<float> matrix_there(matrix, stream);
+  std::vector<int8_t> bytes(matrix.size());
+  std::vector<float> scales(kRows);
+  const DeviceArray<int8_t> bytes_there(bytes, stream);
+  const DeviceArray<float> scales_there(scales, stream);
+  quantize_int8(matrix.data(), DType::kF32, kRows, kColumns, bytes.data(), scales.data());
+  check_cuda(table.quantize_int8(matrix_there.data(), FoldType::kF32, kRows, kColumns,
+                                 bytes_there.data(), scales_there.data(), stream.get()),
+             "int8");
+  EXPECT_TRUE(same_bits(bytes_there.to_host(), bytes));
+  EXPECT_TRUE(same_bits(scales_there.to_host(), scales));
+  const int64_t numel = kRows * kColumns - 100;
+  std::vector<float> read(static_cast<size_t>(numel));
+  const DeviceArray<float> read_there(read, stream);
+  dequantize_int8(bytes.data() + 100, scales.data(), kColumns, 100, numel, read.data(),
+                  DType::kF32);
+  check_cuda(table.dequantize_int8(bytes_there.data() + 100, scales_there.data(), kColumns, 100,
+                                   numel, read_there.data(), FoldType::kF32, stream.get()),
+             "int8 read");
+  EXPECT_TRUE(same_bits(read_there.to_host(), read));
 }
 
 }  // namespace

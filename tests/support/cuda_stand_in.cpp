@@ -29,6 +29,7 @@
 #include "libfsdp/kernels/compute.h"
 #include "libfsdp/kernels/cuda_kernel_table.h"
 #include "libfsdp/kernels/fold.h"
+#include "libfsdp/kernels/quantized_weight.h"
 #include "libfsdp/kernels/split_master.h"
 #include "libfsdp/kernels/update.h"
 
@@ -347,6 +348,36 @@ const kernels::CudaKernelTable kKernels = {
        void* stream) {
       return enqueue(stream, [=, p = *parameter, q = *state, s = *scalars] {
         kernels::adamw_8bit(p, gradient, q, n, s);
+      });
+    },
+    [](const void* values, kernels::FoldType type, int64_t numel, kernels::FourBitCode code,
+       int64_t blocksize, uint8_t* packed, float* absmax, void* stream) {
+      return enqueue(stream, [=] {
+        kernels::quantize_4bit(values, dtype_of(type), numel, code, blocksize, packed, absmax);
+      });
+    },
+    [](const uint8_t* packed, const float* absmax, int64_t numel, kernels::FourBitCode code,
+       int64_t blocksize, void* values, kernels::FoldType type, void* stream) {
+      return enqueue(stream, [=] {
+        kernels::dequantize_4bit(packed, absmax, numel, code, blocksize, values, dtype_of(type));
+      });
+    },
+    [](const uint8_t* codes, const float* nested_absmax, float offset, int64_t skip, int64_t n,
+       float* absmax, void* stream) {
+      return enqueue(stream, [=] {
+        kernels::dequantize_absmax(codes, nested_absmax, offset, skip, n, absmax);
+      });
+    },
+    [](const void* values, kernels::FoldType type, int64_t rows, int64_t columns, int8_t* codes,
+       float* absmax, void* stream) {
+      return enqueue(stream, [=] {
+        kernels::quantize_int8(values, dtype_of(type), rows, columns, codes, absmax);
+      });
+    },
+    [](const int8_t* codes, const float* absmax, int64_t columns, int64_t skip, int64_t numel,
+       void* values, kernels::FoldType type, void* stream) {
+      return enqueue(stream, [=] {
+        kernels::dequantize_int8(codes, absmax, columns, skip, numel, values, dtype_of(type));
       });
     },
 };
