@@ -41,6 +41,7 @@ struct RankOptions {
   std::optional<int64_t> gather_slots;
   std::optional<int64_t> kept_units;
   std::optional<double> memory_budget_gib;
+  std::string offload = "none";
   bool deterministic = false;
   bool bf16 = false;
   bool fp16 = false;

@@ -29,6 +29,11 @@ void RankOptions::fields(V& v) {
     "Keep as many layers gathered as fit into so many GiB a rank (weights, gradients, optimizer; "
     "not activations); too little is an error before anything is loaded.",
     {.min = 0, .max = 1e6, .above_min = true});
+  v("offload", offload,
+    "Keep the optimizer's state, or the weights too, in the host's memory. Ranks that compute on "
+    "the "
+    "CPU have them there.",
+    {.choices = {"none", "optimizer", "parameters"}});
   v("bf16", bf16, "bfloat16 weights and activations over an exact fp32 master; fp32 otherwise.");
   v("pure_bf16", pure_bf16,
     "bfloat16 weights without a master, AnyPrecision AdamW with Kahan summation: least memory.");

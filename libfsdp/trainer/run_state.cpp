@@ -22,8 +22,8 @@ constexpr std::array kFree = {
     "early_stopping_threshold", "resume_from_checkpoint", "allow_changed_options",
     // How the work is divided; micro-batches of a step are compared apart.
     "nproc_per_node", "sharding_strategy", "sharding_group_size", "gather_slots", "kept_units",
-    "memory_budget_gib", "gradient_checkpointing", "gradient_accumulation_steps", "peer_timeout",
-    "ddp_timeout"};
+    "offload", "memory_budget_gib", "gradient_checkpointing", "gradient_accumulation_steps",
+    "peer_timeout", "ddp_timeout"};
 
 bool contains(const auto& names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();

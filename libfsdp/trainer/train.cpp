@@ -232,6 +232,10 @@ class TrainRun {
     console_.line(cat("model: ", options_.model_name_or_path.string(), ", ",
                       inputs_.files.config.model_type, ", ", inputs_.files.parameters,
                       " parameters, ", dtype_name(inputs_.files.dtype)));
+    if (options_.ranks.offload != "none") {
+      console_.line(cat("offload of ", options_.ranks.offload,
+                        ": the ranks compute on the CPU, where they are anyway"));
+    }
     if (parts_.adapters) console_.line(trainable_line(model_->core(), parts_));
     if (parts_.quantized) {
       console_.line(cat("quantised: ", parts_.quantized->numel(), " weights in ",
