@@ -10,11 +10,12 @@
 
 #include "libfsdp/shard/sharded.h"
 #include "tests/ranks/residual_net.h"
+#include "tests/support/sanitized.h"
 
 namespace fsdp::testing {
 
 inline constexpr int kUnits = 12;
-inline constexpr int kSteps = 20;
+inline constexpr int kSteps = kSanitized ? 5 : 20;  // A sanitizer takes fifty times as long.
 inline constexpr double kRate = 1e-3;
 inline constexpr double kMaxNorm = 1.0;
 

@@ -13,6 +13,7 @@
 #include "libfsdp/comm/thread_world.h"
 #include "tests/support/rank_processes.h"
 #include "tests/support/rank_threads.h"
+#include "tests/support/sanitized.h"
 #include "tests/unit/comm/conformance_cases.h"
 
 #ifdef FSDP_TEST_GLOO
@@ -21,6 +22,8 @@
 
 namespace fsdp::comm {
 namespace {
+
+constexpr double kPatienceSeconds = fsdp::testing::kSanitized ? 600 : 60;  // For one process.
 
 enum class Transport { kSingle, kFake, kThreads, kShm, kShmInThreads, kGloo, kGlooInThreads };
 
@@ -140,7 +143,7 @@ std::string run_processes(int size, const ConformanceCase& one, const std::strin
                                     {"FSDP_TEST_CASE=" + one.name, "FSDP_COMM=" + comm});
   std::string errors;
   for (int rank = 0; rank < size; ++rank) {
-    const std::string status = testing::describe_status(ranks[rank].wait(60));
+    const std::string status = testing::describe_status(ranks[rank].wait(kPatienceSeconds));
     if (status != "exit 0") errors += cat("rank ", rank, " (", status, "): ", ranks[rank].output());
   }
   return errors;
