@@ -19,22 +19,25 @@ struct Block {
   int64_t n;
   const uint8_t* packed;
   Storage* to;
-  alignas(64) Storage products[16];
+  alignas(64) float products[16];  ///< Not rounded yet.
 
   FSDP_HD Block(const FourBitRange& range, int64_t at)
       : n(std::min(range.blocksize, range.numel - at)),
         packed(range.packed + at / 2),
         to(static_cast<Storage*>(range.values) + at) {
     const float absmax = range.absmax[at / range.blocksize];
-    for (int k = 0; k < 16; ++k) products[k] = To::round(range.table[k] * absmax);
+    for (int k = 0; k < 16; ++k) products[k] = range.table[k] * absmax;
   }
   /// Elements from `i`, which is even, one by one.
   FSDP_HD void expand_from(int64_t i) const {
+    if (i == n) return;
+    Storage rounded[16];
+    for (int k = 0; k < 16; ++k) rounded[k] = To::round(products[k]);
     for (; i + 2 <= n; i += 2) {
-      to[i] = products[packed[i / 2] >> 4];
-      to[i + 1] = products[packed[i / 2] & 15];
+      to[i] = rounded[packed[i / 2] >> 4];
+      to[i + 1] = rounded[packed[i / 2] & 15];
     }
-    if (i < n) to[i] = products[packed[i / 2] >> 4];
+    if (i < n) to[i] = rounded[packed[i / 2] >> 4];
   }
 };
 
@@ -70,21 +73,27 @@ FSDP_AVX2 inline void store_halves(__m128i codes, __m128i low, __m128i high, uin
 }
 
 /// How many elements it wrote; likewise below.
-FSDP_AVX2 inline int64_t expand_avx2(const uint8_t* packed, const uint16_t* products, int64_t n,
-                                     uint16_t* to) {
-  const auto* const table = reinterpret_cast<const __m128i*>(products);
-  const __m128i first = _mm_load_si128(table);
-  const __m128i last = _mm_load_si128(table + 1);
-  const __m128i byte = _mm_set1_epi16(0xff);
-  const __m128i low = _mm_packus_epi16(_mm_and_si128(first, byte), _mm_and_si128(last, byte));
-  const __m128i high = _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(last, 8));
+template <class Block>
+FSDP_AVX2 inline int64_t expand_halves(const Block& block, __m128i low, __m128i high) {
   int64_t i = 0;
-  for (; i + kRound <= n; i += kRound) {
-    const Codes codes = load_codes(packed + i / 2);
-    store_halves(codes.first, low, high, to + i);
-    store_halves(codes.last, low, high, to + i + 16);
+  for (; i + kRound <= block.n; i += kRound) {
+    const Codes codes = load_codes(block.packed + i / 2);
+    store_halves(codes.first, low, high, block.to + i);
+    store_halves(codes.last, low, high, block.to + i + 16);
   }
   return i;
+}
+template <class To>
+FSDP_AVX2 inline int64_t expand_avx2(const Block<To>& block) {
+  alignas(16) uint8_t low[16];
+  alignas(16) uint8_t high[16];
+  for (int k = 0; k < 16; ++k) {
+    const uint16_t rounded = To::round(block.products[k]);
+    low[k] = static_cast<uint8_t>(rounded);
+    high[k] = static_cast<uint8_t>(rounded >> 8);
+  }
+  return expand_halves(block, _mm_load_si128(reinterpret_cast<const __m128i*>(low)),
+                       _mm_load_si128(reinterpret_cast<const __m128i*>(high)));
 }
 
 /// 8 elements: looked up in both halves of the table, then chosen by bit 3 of the code.
@@ -95,17 +104,17 @@ FSDP_AVX2 inline void store_floats(__m128i codes, __m256 low, __m256 high, float
                                         _mm256_permutevar8x32_ps(high, wide), choice));
 }
 
-FSDP_AVX2 inline int64_t expand_avx2(const uint8_t* packed, const float* products, int64_t n,
-                                     float* to) {
-  const __m256 low = _mm256_load_ps(products);
-  const __m256 high = _mm256_load_ps(products + 8);
+FSDP_AVX2 inline int64_t expand_avx2(const Block<ToF32>& block) {
+  const __m256 low = _mm256_load_ps(block.products);
+  const __m256 high = _mm256_load_ps(block.products + 8);
   int64_t i = 0;
-  for (; i + kRound <= n; i += kRound) {
-    const Codes codes = load_codes(packed + i / 2);
-    store_floats(codes.first, low, high, to + i);
-    store_floats(_mm_srli_si128(codes.first, 8), low, high, to + i + 8);
-    store_floats(codes.last, low, high, to + i + 16);
-    store_floats(_mm_srli_si128(codes.last, 8), low, high, to + i + 24);
+  for (; i + kRound <= block.n; i += kRound) {
+    const Codes codes = load_codes(block.packed + i / 2);
+    float* const to = block.to + i;
+    store_floats(codes.first, low, high, to);
+    store_floats(_mm_srli_si128(codes.first, 8), low, high, to + 8);
+    store_floats(codes.last, low, high, to + 16);
+    store_floats(_mm_srli_si128(codes.last, 8), low, high, to + 24);
   }
   return i;
 }
@@ -116,18 +125,29 @@ FSDP_AVX512 inline void store_floats(__m128i codes, __m512 table, float* to) {
   _mm512_storeu_ps(to, _mm512_maskz_permutexvar_ps(0xffff, wide, table));
 }
 
-FSDP_AVX512 inline int64_t expand_avx512(const uint8_t* packed, const uint16_t* products, int64_t n,
-                                         uint16_t* to) {
-  return expand_avx2(packed, products, n, to);
+/// The bytes of all 16 products stay in registers: stored one by one and loaded as a vector they
+/// would cost more than the block. As round_bf16().
+FSDP_AVX512 inline int64_t expand_avx512(const Block<ToBf16>& block) {
+  constexpr __mmask16 kAll = 0xffff;
+  const __m512i bits = _mm512_load_si512(block.products);
+  const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+  const __mmask16 is_nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000));
+  const __m512i high_half = _mm512_maskz_srli_epi32(kAll, bits, 16);
+  const __m512i odd = _mm512_and_si512(high_half, _mm512_set1_epi32(1));
+  const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __m512i nearest = _mm512_maskz_srli_epi32(kAll, sum, 16);
+  const __m512i rounded = _mm512_mask_or_epi32(nearest, is_nan, high_half, _mm512_set1_epi32(0x40));
+  return expand_halves(block, _mm512_maskz_cvtepi32_epi8(kAll, rounded),
+                       _mm512_maskz_cvtepi32_epi8(kAll, _mm512_maskz_srli_epi32(kAll, rounded, 8)));
 }
-FSDP_AVX512 inline int64_t expand_avx512(const uint8_t* packed, const float* products, int64_t n,
-                                         float* to) {
-  const __m512 table = _mm512_load_ps(products);
+FSDP_AVX512 inline int64_t expand_avx512(const Block<ToF16>& block) { return expand_avx2(block); }
+FSDP_AVX512 inline int64_t expand_avx512(const Block<ToF32>& block) {
+  const __m512 table = _mm512_load_ps(block.products);
   int64_t i = 0;
-  for (; i + kRound <= n; i += kRound) {
-    const Codes codes = load_codes(packed + i / 2);
-    store_floats(codes.first, table, to + i);
-    store_floats(codes.last, table, to + i + 16);
+  for (; i + kRound <= block.n; i += kRound) {
+    const Codes codes = load_codes(block.packed + i / 2);
+    store_floats(codes.first, table, block.to + i);
+    store_floats(codes.last, table, block.to + i + 16);
   }
   return i;
 }
@@ -136,14 +156,14 @@ template <class To>
 __attribute__((target("avx2"))) void expand_with_avx2(const FourBitRange& range) {
   for (int64_t at = 0; at < range.numel; at += range.blocksize) {
     const Block<To> block(range, at);
-    block.expand_from(expand_avx2(block.packed, block.products, block.n, block.to));
+    block.expand_from(expand_avx2(block));
   }
 }
 template <class To>
 __attribute__((target(FSDP_AVX512_PARTS))) void expand_with_avx512(const FourBitRange& range) {
   for (int64_t at = 0; at < range.numel; at += range.blocksize) {
     const Block<To> block(range, at);
-    block.expand_from(expand_avx512(block.packed, block.products, block.n, block.to));
+    block.expand_from(expand_avx512(block));
   }
 }
 
