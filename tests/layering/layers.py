@@ -12,7 +12,7 @@ LAYERS = {
     "kernels": ["base", "device"],
     "comm": ["base", "device", "kernels"],
     "optim": ["base", "device", "kernels"],
-    "checkpoint": ["base", "plan", "io", "comm"],
+    "checkpoint": ["base", "plan", "io", "kernels", "comm"],
     "engine": ["base", "plan", "device", "kernels", "comm", "optim"],
     "text": ["base", "io"],
     "gloo": ["base", "kernels", "comm"],
