@@ -149,7 +149,7 @@ class Storage {
   std::byte* offloaded_shards_ = nullptr;
   kernels::ComputeMemory local_slots_;  // On the host; null on devices.
   bool sums_apart_ = false;
-  kernels::ComputeMemory apart_;  // Of keep_sums_apart().
+  kernels::ComputeMemory apart_;                         // Of keep_sums_apart().
   std::shared_ptr<comm::SymmetricMemory> slots_memory_;  // On devices; null on the host.
   std::byte* slot_memory_ = nullptr;
 };
