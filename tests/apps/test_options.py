@@ -61,7 +61,7 @@ class Mistakes(ProgramTest):
         self.assertFalse((self.folder / "z").exists(), "work was done before the check")
 
     def test_known_names_that_are_not_supported_say_why(self):
-        self.assertIn("cannot be honoured", self.fail_with(2, "train", "--report_to", "wandb"))
+        self.assertIn("cannot be honoured", self.fail_with(2, "train", "--report_to"))
         self.assertIn("nothing is uploaded", self.fail_with(2, "train", "--push_to_hub"))
 
     def test_yaml_mistakes_name_file_and_line(self):
