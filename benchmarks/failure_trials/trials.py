@@ -207,7 +207,13 @@ class Bench:
         if trial.kind != "pause" and seconds > limit * self.patience:
             problems.append("late")
         wanted_code, wanted_text = EXPECTED[trial.kind]
-        if trial.place == "rendezvous":
+        # A rank that hears SIGTERM has all of them stop after the step, with a checkpoint, or end if that was the last.
+        stopped = trial.kind == "term" and code in (0, 75)
+        if stopped:
+            wanted_code, wanted_text = code, None
+            if code == 75 and not list(out.glob("checkpoint-*/manifest.json")):
+                problems.append("no checkpoint")
+        if trial.place == "rendezvous" and not stopped:
             wanted_code, wanted_text = BEFORE_MAIN.get(trial.kind, (wanted_code, wanted_text))
         if trial.kind == "throw-data" and trial.place == "rendezvous":
             wanted_text = None  # main() prints it itself, and ends with its code
@@ -217,7 +223,8 @@ class Bench:
             problems.append("wrong culprit")
         elif wanted_text is not None and not last.startswith(f"finetune: rank {trial.rank}{wanted_text}"):
             problems.append("wrong words")
-        problems += self.wrong_place(trial, last, text)
+        if not stopped:
+            problems += self.wrong_place(trial, last, text)
         if trial.kind == "pause" and code == 0 and digest(out) != self.undisturbed(trial):
             problems.append("other weights")
         # Where all die at once nobody is left to remove a half-written save; the next save does. A small file that
@@ -226,7 +233,7 @@ class Bench:
         others = [path.name for path in out.glob("*") if ".tmp" in path.name and path.name not in own]
         if trial.kind != "launcher-kill" and (others or (own and trial.rank != 0)):
             problems.append("file left")
-        phase = trial.place if trial.place != "outside" else phase_of(last)
+        phase = trial.place if trial.place != "outside" else "stopped" if stopped else phase_of(last)
         return Result(trial, seconds, code, phase, problems, text)
 
     @staticmethod

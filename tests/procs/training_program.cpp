@@ -241,7 +241,8 @@ int main(int argc, char** argv) {
       std::this_thread::sleep_for(std::chrono::microseconds(fault.after_us));
       fail(fault.kind);
     }
-    return fsdp::trainer::run_on_ranks(
+    int code = 0;  // Of this process, when it is a rank.
+    const int failure = fsdp::trainer::run_on_ranks(
         options.ranks, {argv, argv + argc}, [&] { fsdp::trainer::check_train(options); },
         [&](fsdp::comm::Communicator& comm) {
           Trap trap(fault, comm.rank());
@@ -252,8 +253,9 @@ int main(int argc, char** argv) {
           });
           NanTrial nan_trial(fault, faulty);
           nan = &nan_trial;
-          nan_trial.run([&] { fsdp::trainer::run_train(options, "{}", faulty); });
+          nan_trial.run([&] { code = fsdp::trainer::run_train(options, "{}", faulty); });
         });
+    return failure != 0 ? failure : code;
   } catch (const fsdp::Error& error) {
     std::fprintf(stderr, "finetune: %s\n", error.what());
     return static_cast<int>(error.code());
