@@ -207,8 +207,9 @@ class Bench:
         if trial.kind != "pause" and seconds > limit * self.patience:
             problems.append("late")
         wanted_code, wanted_text = EXPECTED[trial.kind]
-        # A rank that hears SIGTERM has all of them stop after the step, with a checkpoint, or end if that was the last.
-        stopped = trial.kind == "term" and code in (0, 75)
+        # A rank that hears SIGTERM or SIGINT has all of them stop after the step, with a checkpoint, or end if that was
+        # the last.
+        stopped = trial.kind in ("term", "int") and code in (0, 75)
         if stopped:
             wanted_code, wanted_text = code, None
             if code == 75 and not list(out.glob("checkpoint-*/manifest.json")):
@@ -227,9 +228,9 @@ class Bench:
             problems += self.wrong_place(trial, last, text)
         if trial.kind == "pause" and code == 0 and digest(out) != self.undisturbed(trial):
             problems.append("other weights")
-        # Where all die at once nobody is left to remove a half-written save; the next save does. A small file that
-        # only rank 0 writes stays when that rank dies while it writes it.
-        own = [path.name for path in out.glob("*") if re.search(r"\.tmp-\d+-", path.name)]
+        # Where all die at once nobody is left to remove a half-written save; the next start does. What rank 0 alone
+        # writes or publishes (a small file, a checkpoint under its unpublished name) stays when that rank dies.
+        own = [path.name for path in out.glob("*") if re.search(r"\.tmp-(\d+|checkpoint|latest)-", path.name)]
         others = [path.name for path in out.glob("*") if ".tmp" in path.name and path.name not in own]
         if trial.kind != "launcher-kill" and (others or (own and trial.rank != 0)):
             problems.append("file left")
