@@ -12,6 +12,7 @@ Without --trials: 12, or 330 with FSDP_TEST_SCALE=long. Exit code 0 = all trials
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -170,7 +171,8 @@ class Bench:
             return None
         if trial.kind == "pause":
             time.sleep(0.4)
-            os.kill(victim, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # it had just ended when it was stopped
+                os.kill(victim, signal.SIGCONT)
         return fault_at
 
     @staticmethod
