@@ -17,9 +17,9 @@
 #include <thread>
 #include <vector>
 
+#include "libfsdp/comm/host/thread_world.h"
 #include "libfsdp/comm/join.h"
-#include "libfsdp/comm/launcher.h"
-#include "libfsdp/comm/thread_world.h"
+#include "libfsdp/comm/launch/launcher.h"
 
 namespace {
 

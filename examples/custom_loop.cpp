@@ -7,7 +7,7 @@
 #include <cstdio>
 
 #include "libfsdp/comm/join.h"
-#include "libfsdp/comm/launcher.h"
+#include "libfsdp/comm/launch/launcher.h"
 #include "libfsdp/gloo/transport.h"
 #include "libfsdp/shard/dropout.h"
 #include "libfsdp/shard/init.h"

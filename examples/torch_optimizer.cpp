@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "libfsdp/comm/join.h"
-#include "libfsdp/comm/launcher.h"
+#include "libfsdp/comm/launch/launcher.h"
 #include "libfsdp/gloo/transport.h"
 #include "libfsdp/shard/init.h"
 #include "libfsdp/shard/sharded.h"

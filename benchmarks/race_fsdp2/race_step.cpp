@@ -16,7 +16,7 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/comm/join.h"
-#include "libfsdp/comm/launcher.h"
+#include "libfsdp/comm/launch/launcher.h"
 #include "libfsdp/device/host_allocator.h"
 #include "libfsdp/models/fast_matmul.h"
 #include "libfsdp/models/tensor_memory.h"

@@ -53,10 +53,12 @@ FSDP_DEFINE_ERROR(NumericsError, kNumerics);  ///< NaN or infinity where a numbe
 FSDP_DEFINE_ERROR(InternalError, kInternal);  ///< A bug of libfsdp.
 #undef FSDP_DEFINE_ERROR
 
-/// Concatenates its arguments as `operator<<` prints them.
+/// Concatenates its arguments as `operator<<` prints them. Throws std::bad_alloc when there is no
+/// memory for the text (a stream left to itself would cut it short and say nothing).
 template <class... Args>
 std::string cat(const Args&... args) {
   std::ostringstream out;
+  out.exceptions(std::ios::badbit);
   (out << ... << args);
   return std::move(out).str();
 }

@@ -15,7 +15,7 @@
 #include "libfsdp/checkpoint/checkpoint_list.h"
 #include "libfsdp/checkpoint/joined.h"
 #include "libfsdp/checkpoint/manifest.h"
-#include "libfsdp/comm/quiet_thread.h"
+#include "libfsdp/comm/os/quiet_thread.h"
 #include "libfsdp/io/file.h"
 
 namespace fsdp::checkpoint {

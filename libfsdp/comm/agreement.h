@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "libfsdp/comm/communicator.h"
-#include "libfsdp/comm/control.h"
+#include "libfsdp/comm/control/control.h"
 
 namespace fsdp::comm {
 

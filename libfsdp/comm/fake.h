@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "libfsdp/comm/communicator.h"
-#include "libfsdp/comm/mapping.h"
+#include "libfsdp/comm/os/mapping.h"
 
 namespace fsdp::comm {
 

@@ -10,11 +10,11 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/base/log.h"
-#include "libfsdp/comm/device_transport.h"
-#include "libfsdp/comm/meeting_point.h"
-#include "libfsdp/comm/rendezvous.h"
-#include "libfsdp/comm/shm_world.h"
-#include "libfsdp/comm/thread_world.h"
+#include "libfsdp/comm/device/device_transport.h"
+#include "libfsdp/comm/host/shm_world.h"
+#include "libfsdp/comm/host/thread_world.h"
+#include "libfsdp/comm/launch/meeting_point.h"
+#include "libfsdp/comm/launch/rendezvous.h"
 
 namespace fsdp::comm {
 namespace {

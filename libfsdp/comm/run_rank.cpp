@@ -10,8 +10,8 @@
 #include <new>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/comm/control/report.h"
 #include "libfsdp/comm/join.h"
-#include "libfsdp/comm/report.h"
 
 namespace fsdp::comm {
 namespace {

@@ -8,10 +8,10 @@
 #include "libfsdp/base/error.h"
 #include "libfsdp/comm/agreement.h"
 #include "libfsdp/comm/collective_checks.h"
-#include "libfsdp/comm/control.h"
-#include "libfsdp/comm/mapping.h"
-#include "libfsdp/comm/quiet_thread.h"
-#include "libfsdp/comm/rank_state.h"
+#include "libfsdp/comm/control/control.h"
+#include "libfsdp/comm/control/rank_state.h"
+#include "libfsdp/comm/os/mapping.h"
+#include "libfsdp/comm/os/quiet_thread.h"
 #include "libfsdp/kernels/fold.h"
 
 namespace fsdp::gloo {

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "libfsdp/comm/communicator.h"
-#include "libfsdp/comm/control_channel.h"
-#include "libfsdp/comm/control_hub.h"
+#include "libfsdp/comm/control/control_channel.h"
+#include "libfsdp/comm/control/control_hub.h"
 #include "libfsdp/gloo/mesh.h"
 
 namespace fsdp::gloo {

@@ -11,7 +11,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/comm/tcp_socket.h"
+#include "libfsdp/comm/os/tcp_socket.h"
 
 namespace fsdp::gloo {
 namespace {

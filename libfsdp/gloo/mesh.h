@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "libfsdp/comm/control_channel.h"
+#include "libfsdp/comm/control/control_channel.h"
 
 namespace fsdp::gloo {
 

@@ -38,7 +38,7 @@ find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${_site_packages}/nvidia/nccl/include ${
 find_library(NCCL_LIBRARY NAMES libnccl.so.2 nccl HINTS ${_site_packages}/nvidia/nccl/lib)
 mark_as_advanced(NCCL_INCLUDE_DIR NCCL_LIBRARY)
 if(NCCL_INCLUDE_DIR AND NCCL_LIBRARY)
-  target_sources(fsdp_cuda PRIVATE ${PROJECT_SOURCE_DIR}/libfsdp/comm/nccl_table.cpp)
+  target_sources(fsdp_cuda PRIVATE ${PROJECT_SOURCE_DIR}/libfsdp/comm/device/nccl_table.cpp)
   target_include_directories(fsdp_cuda SYSTEM PRIVATE ${NCCL_INCLUDE_DIR})
   target_link_libraries(fsdp_cuda PRIVATE ${NCCL_LIBRARY})
   get_filename_component(_nccl_dir "${NCCL_LIBRARY}" DIRECTORY)

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/comm/device_transport.h"
+#include "libfsdp/comm/device/device_transport.h"
+#include "libfsdp/comm/host/thread_world.h"
 #include "libfsdp/comm/join.h"
-#include "libfsdp/comm/thread_world.h"
 #include "libfsdp/kernels/compute.h"
 #include "tests/gpu/device_data.h"
 #include "tests/support/device_cases.h"

@@ -2,8 +2,8 @@
 #include <gtest/gtest.h>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/comm/device_transport.h"
-#include "libfsdp/comm/thread_world.h"
+#include "libfsdp/comm/device/device_transport.h"
+#include "libfsdp/comm/host/thread_world.h"
 #include "libfsdp/device/cuda_loader.h"
 #include "tests/ranks/training_run.h"
 

@@ -7,7 +7,7 @@
 #include <cstdlib>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/comm/tcp_socket.h"
+#include "libfsdp/comm/os/tcp_socket.h"
 #include "tests/hosts/world_digest.h"
 #include "tests/support/rank_threads.h"
 

@@ -16,8 +16,8 @@
 #include "libfsdp/base/log.h"
 #include "libfsdp/checkpoint/checkpoint_files.h"
 #include "libfsdp/checkpoint/checkpoint_list.h"
-#include "libfsdp/comm/shm_world.h"
-#include "libfsdp/comm/thread_world.h"
+#include "libfsdp/comm/host/shm_world.h"
+#include "libfsdp/comm/host/thread_world.h"
 #include "tests/support/checkpoint_cases.h"
 
 namespace fsdp {

@@ -16,7 +16,7 @@
 #include "libfsdp/base/log.h"
 #include "libfsdp/checkpoint/checkpoint_files.h"
 #include "libfsdp/checkpoint/checkpoint_list.h"
-#include "libfsdp/comm/thread_world.h"
+#include "libfsdp/comm/host/thread_world.h"
 #include "tests/support/checkpoint_cases.h"
 #include "tests/support/rank_threads.h"
 #include "tests/support/system_calls.h"

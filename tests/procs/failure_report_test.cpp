@@ -6,9 +6,9 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/comm/failure_log.h"
-#include "libfsdp/comm/mapping.h"
-#include "libfsdp/comm/thread_world.h"
+#include "libfsdp/comm/host/thread_world.h"
+#include "libfsdp/comm/launch/failure_log.h"
+#include "libfsdp/comm/os/mapping.h"
 #include "tests/support/rank_processes.h"
 
 namespace fsdp {

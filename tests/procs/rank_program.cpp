@@ -16,7 +16,7 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/comm/join.h"
-#include "libfsdp/comm/launcher.h"
+#include "libfsdp/comm/launch/launcher.h"
 
 using fsdp::cat;
 using fsdp::comm::Communicator;

@@ -8,8 +8,8 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/comm/device_transport.h"
-#include "libfsdp/comm/thread_world.h"
+#include "libfsdp/comm/device/device_transport.h"
+#include "libfsdp/comm/host/thread_world.h"
 #include "libfsdp/shard/state_dict.h"
 #include "tests/ranks/training_run.h"
 #include "tests/support/rank_threads.h"

@@ -24,7 +24,7 @@
 #include <vector>
 
 #include "libfsdp/base/dtype.h"
-#include "libfsdp/comm/nccl_table.h"
+#include "libfsdp/comm/device/nccl_table.h"
 #include "libfsdp/device/cuda_runtime_table.h"
 #include "libfsdp/kernels/compute.h"
 #include "libfsdp/kernels/cuda_kernel_table.h"

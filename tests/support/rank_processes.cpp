@@ -12,8 +12,8 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/comm/child_process.h"
-#include "libfsdp/comm/shm_world.h"
+#include "libfsdp/comm/host/shm_world.h"
+#include "libfsdp/comm/launch/child_process.h"
 
 extern char** environ;
 

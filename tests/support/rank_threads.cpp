@@ -8,7 +8,7 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/base/log.h"
-#include "libfsdp/comm/thread_world.h"
+#include "libfsdp/comm/host/thread_world.h"
 
 namespace fsdp::testing {
 namespace {

@@ -9,7 +9,7 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/comm/thread_world.h"
+#include "libfsdp/comm/host/thread_world.h"
 #include "tests/support/rank_threads.h"
 #include "tests/support/sanitized.h"
 

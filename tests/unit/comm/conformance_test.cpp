@@ -8,9 +8,9 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/comm/fake.h"
+#include "libfsdp/comm/host/shm_world.h"
+#include "libfsdp/comm/host/thread_world.h"
 #include "libfsdp/comm/join.h"
-#include "libfsdp/comm/shm_world.h"
-#include "libfsdp/comm/thread_world.h"
 #include "tests/support/rank_processes.h"
 #include "tests/support/rank_threads.h"
 #include "tests/support/sanitized.h"

@@ -1,5 +1,5 @@
 // The switchboard between hosts, with all ranks in this process.
-#include "libfsdp/comm/control_channel.h"
+#include "libfsdp/comm/control/control_channel.h"
 
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -12,8 +12,8 @@
 #include <thread>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/comm/control_frames.h"
-#include "libfsdp/comm/tcp_socket.h"
+#include "libfsdp/comm/control/control_frames.h"
+#include "libfsdp/comm/os/tcp_socket.h"
 
 namespace fsdp::comm {
 namespace {

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/comm/device_transport.h"
+#include "libfsdp/comm/device/device_transport.h"
 #include "libfsdp/comm/fold_parts.h"
-#include "libfsdp/comm/thread_world.h"
+#include "libfsdp/comm/host/thread_world.h"
 #include "libfsdp/kernels/compute.h"
 #include "tests/support/device_cases.h"
 #include "tests/unit/comm/conformance_cases.h"

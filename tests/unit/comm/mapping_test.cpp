@@ -1,4 +1,4 @@
-#include "libfsdp/comm/mapping.h"
+#include "libfsdp/comm/os/mapping.h"
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>

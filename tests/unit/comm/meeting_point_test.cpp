@@ -1,4 +1,4 @@
-#include "libfsdp/comm/meeting_point.h"
+#include "libfsdp/comm/launch/meeting_point.h"
 
 #include <gtest/gtest.h>
 

@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "libfsdp/comm/thread_world.h"
+#include "libfsdp/comm/host/thread_world.h"
 #include "libfsdp/io/json.h"
 #include "tests/support/checkpoint_cases.h"
 
