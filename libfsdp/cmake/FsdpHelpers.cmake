@@ -35,6 +35,13 @@ function(fsdp_add_library name)
   set_property(GLOBAL APPEND PROPERTY FSDP_LIBRARIES fsdp_${name})
 endfunction()
 
+# Full-size suites (FSDP_TEST_SCALE=long where this is configured, as scripts/test.sh does) may take as many times longer.
+if("$ENV{FSDP_TEST_SCALE}" STREQUAL "long")
+  set(FSDP_TEST_TIMEOUT_FACTOR 12)
+else()
+  set(FSDP_TEST_TIMEOUT_FACTOR 1)
+endif()
+
 # fsdp_add_test(<name> SOURCES ... LIBS ... [TIMEOUT s] [PROCESSORS n])
 # One GoogleTest program; every TEST in it is a test of ctest.
 function(fsdp_add_test name)
@@ -45,6 +52,7 @@ function(fsdp_add_test name)
   if(NOT A_PROCESSORS)
     set(A_PROCESSORS 1)
   endif()
+  math(EXPR A_TIMEOUT "${A_TIMEOUT} * ${FSDP_TEST_TIMEOUT_FACTOR}")
   add_executable(${name} ${A_SOURCES})
   target_link_libraries(${name} PRIVATE ${A_LIBS} fsdp_build_flags GTest::gtest GTest::gtest_main)
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
