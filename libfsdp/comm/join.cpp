@@ -1,6 +1,7 @@
 #include "libfsdp/comm/join.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <charconv>
@@ -89,7 +90,17 @@ std::string local_meeting_point() {
   return name.empty() ? cat("parent-", getppid()) : name;
 }
 
+/// What the launcher held back until handlers could stand.
+void let_signals_in() {
+  sigset_t held;
+  sigemptyset(&held);
+  sigaddset(&held, SIGUSR1);
+  sigaddset(&held, SIGUSR2);
+  sigprocmask(SIG_UNBLOCK, &held, nullptr);
+}
+
 std::unique_ptr<Communicator> join_launched(int socket, const JoinOptions& options) {
+  let_signals_in();
   unsetenv("FSDP_LAUNCH_FD");  // It is this process's place, not that of a program which it starts.
   if (fcntl(socket, F_SETFD, FD_CLOEXEC) != 0) {
     throw ConfigError(cat("[comm] FSDP_LAUNCH_FD=", socket,

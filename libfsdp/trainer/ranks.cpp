@@ -53,7 +53,6 @@ int run_as_rank(const RankOptions& options, const std::function<void(comm::Commu
   if (options.deterministic && std::getenv("OMP_NUM_THREADS") == nullptr) at::set_num_threads(1);
   models::use_fast_float32_matmul();
   models::use_tensor_heap();
-  handle_interrupts(started_as_rank());
   const auto whole = [&](comm::Communicator& communicator) {
     if (communicator.size() > 1) log::set_rank(communicator.rank());
     call_translated(body, communicator);
@@ -77,7 +76,11 @@ std::vector<std::string> with_program_path(std::vector<std::string> argv) {
 int run_on_ranks(const RankOptions& options, const std::vector<std::string>& argv,
                  const std::function<void()>& check,
                  const std::function<void(comm::Communicator&)>& body) {
-  if (started_as_rank()) {
+  const bool is_rank = started_as_rank();
+  handle_signals(is_rank                       ? SignalRole::kRank
+                 : options.nproc_per_node == 1 ? SignalRole::kAlone
+                                               : SignalRole::kLauncher);
+  if (is_rank) {
     const auto size = comm::place_from_environment().size;
     if (std::getenv("FSDP_LAUNCH_FD") == nullptr && options.nproc_per_node > 1 &&
         options.nproc_per_node != size) {

@@ -43,16 +43,8 @@ void write_text(const char* text) {
   ::_exit(static_cast<int>(ExitCode::kInterrupted));
 }
 
-/// A launcher names the signal itself when it sees its ranks killed by what it handed on.
-void die_by(int number) {
-  if (!launched) interrupt(number);
-  wipe_bar_from_signal();
-  ::signal(number, SIG_DFL);
-  ::raise(number);
-}
-
 void on_end(int number) {
-  if (!asks) return die_by(number);
+  if (!asks) interrupt(number);
   int none = 0;
   if (end_number.compare_exchange_strong(none, number)) {
     end_at_ns = now_ns();
@@ -77,15 +69,14 @@ void take(int number, void (*handler)(int)) {
 
 }  // namespace
 
-void handle_interrupts(bool has_launcher) {
-  launched = has_launcher;
-  for (const int number : {SIGINT, SIGTERM}) take(number, on_end);
-}
-
-SignalRequests::SignalRequests() {
-  end_number = 0;
-  saves = 0;
+void handle_signals(SignalRole role) {
+  launched = role == SignalRole::kRank;
   for (const int number : {SIGINT, SIGTERM, SIGUSR1}) take(number, on_end);
+  // Blocked, it waits until the launcher looks for signals.
+  sigset_t save;
+  sigemptyset(&save);
+  sigaddset(&save, SIGUSR2);
+  if (role == SignalRole::kLauncher) return void(::sigprocmask(SIG_BLOCK, &save, nullptr));
   take(SIGUSR2, on_save);
 }
 

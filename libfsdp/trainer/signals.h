@@ -3,22 +3,30 @@
 
 namespace fsdp::trainer {
 
-/// From here on SIGINT and SIGTERM end the process with exit code 130: with a line of its own, or
-/// silently where a launcher says it. Once a process, before ranks join.
-void handle_interrupts(bool has_launcher);
+/// Of this process, among those of a run.
+enum class SignalRole {
+  kAlone,
+  kRank,      ///< A launcher says what ended the run.
+  kLauncher,  ///< Starts ranks, and hands signals on to them.
+};
 
-/// While it lives, SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and an end instead, and SIGUSR2
-/// for a checkpoint. A second signal to end, half a second after the first or later (a launcher may
-/// hand on what this process was sent as well), ends the process at once with 130. One at a time in
-/// a process; signals that are ignored (nohup) stay so.
+/// From here on SIGINT, SIGTERM and SIGUSR1 end the process with exit code 130, with a line of its
+/// own unless it is a rank. SIGUSR2 is remembered: for SignalRequests, or for the ranks that will
+/// be launched. Signals that are ignored (nohup) stay so. Before ranks join or are launched.
+void handle_signals(SignalRole role);
+
+/// Between ask() and the end of its life, SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and an
+/// end instead, and SIGUSR2, since handle_signals(), for a checkpoint. A second signal to end, half
+/// a second after the first or later (a launcher may hand on what this process was sent as well),
+/// ends the process at once with 130. One at a time in a process.
 class SignalRequests {
  public:
-  /// Until ask() signals to end still end at once: nothing has been done that could be lost.
-  SignalRequests();
+  SignalRequests() = default;
   ~SignalRequests();
   SignalRequests(const SignalRequests&) = delete;
   SignalRequests& operator=(const SignalRequests&) = delete;
 
+  /// Until then signals to end end at once: nothing has been done that could be lost.
   void ask();
   /// The signal that asked for the end, 0 = none.
   int end_signal() const;

@@ -5,6 +5,7 @@ import pathlib
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -59,6 +60,56 @@ class Interrupt(ProgramTest):
             error = process.communicate(timeout=30)[1]
             self.assertEqual(process.returncode, 130, error)
             self.assertEqual(error, "finetune: interrupted by SIGINT, nothing saved\n")
+
+    def start(self, ranks):
+        arguments = self.train_arguments("--max_steps", 3, "--save_strategy", "no", "--nproc_per_node", ranks,
+                                         model=self.model, data=self.data)
+        process = subprocess.Popen([FINETUNE, *map(str, arguments)], stdin=subprocess.DEVNULL, cwd=self.folder,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(process.communicate)
+        self.addCleanup(lambda: process.poll() is None and process.kill())
+        return process
+
+    def wait_until(self, process, what):
+        end = time.monotonic() + 30
+        while not what():
+            self.assertIsNone(process.poll())
+            self.assertLess(time.monotonic(), end)
+
+    @staticmethod
+    def children(process):
+        try:
+            return pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        except FileNotFoundError:
+            return []
+
+    @staticmethod
+    def minds(pid, number):
+        """Whether the signal would neither kill nor be ignored: caught or blocked."""
+        masks = dict(line.split(":\t") for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+                     if line.startswith(("SigBlk", "SigCgt")))
+        return any(int(mask, 16) >> (number - 1) & 1 for mask in masks.values())
+
+    def early(self, number, ranks, to_rank):
+        """Sends the signal as soon as the program has begun, or as its second rank exists; (exit code, errors)."""
+        shutil.rmtree(self.folder / "out", ignore_errors=True)
+        process = self.start(ranks)
+        if to_rank:
+            self.wait_until(process, lambda: len(self.children(process)) == ranks)
+        pid = int(self.children(process)[1]) if to_rank else process.pid
+        self.wait_until(process, lambda: self.minds(pid, number))
+        os.kill(pid, number)
+        error = process.communicate(timeout=60)[1]
+        return process.returncode, error, sorted(p.name for p in (self.folder / "out").glob("checkpoint-*"))
+
+    def test_a_signal_before_the_first_step_is_not_lost_and_kills_no_rank(self):
+        self.model, self.data = self.tiny_model(), self.tiny_data()
+        for ranks, to_rank in ((1, False), (2, False), (2, True)):
+            with self.subTest(ranks=ranks, to_rank=to_rank):
+                self.assertEqual(self.early(signal.SIGUSR2, ranks, to_rank), (0, "", ["checkpoint-1"]))
+                by = "" if to_rank else " by SIGUSR1"
+                self.assertEqual(self.early(signal.SIGUSR1, ranks, to_rank),
+                                 (130, f"finetune: interrupted{by}, nothing saved\n", []))
 
     def test_the_time_outs_are_options(self):
         started = time.monotonic()

@@ -191,7 +191,7 @@ TEST_F(LauncherTest, AnInterruptWithNothingSavedIs130) {
   ChildProgram in_order = launch("stop-without");
   wait_for_output(in_order, "working");
   in_order.signal(SIGINT);
-  EXPECT_EQ(ending_of(in_order), "exit 130 | finetune: interrupted, nothing saved");
+  EXPECT_EQ(ending_of(in_order), "exit 130 | finetune: interrupted by SIGINT, nothing saved");
   ChildProgram without_handler = launch("work");
   wait_for_output(without_handler, "working");
   without_handler.signal(SIGINT);

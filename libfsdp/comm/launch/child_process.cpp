@@ -34,9 +34,11 @@ std::vector<char*> pointers(const std::vector<std::string>& texts) {
     const int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (nothing >= 0) dup2(nothing, STDIN_FILENO);
   }
-  sigset_t none;
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, nullptr);
+  sigset_t held;
+  sigemptyset(&held);
+  sigaddset(&held, SIGUSR1);
+  sigaddset(&held, SIGUSR2);
+  sigprocmask(SIG_SETMASK, &held, nullptr);
   execvpe(argv[0], argv, environment);
   send_report(start.socket, {.code = static_cast<int>(ExitCode::kConfig),
                              .text = cat("cannot start '", argv[0], "': ", strerror(errno))});

@@ -212,8 +212,9 @@ class Launch {
     if (code == static_cast<int>(ExitCode::kStoppedWithCheckpoint) ||
         code == static_cast<int>(ExitCode::kInterrupted)) {
       orderly_code_ = std::max(orderly_code_, code);
+      if (code == static_cast<int>(ExitCode::kInterrupted)) interrupted_by_ = last_forwarded_;
       // Others may never hear of it: it has not left them in order.
-      if (control_.rank(rank).presence.load() == Presence::kJoined) schedule_kill();
+      if (control_.rank(rank).presence.load() != Presence::kLeft) schedule_kill();
     } else if (code == 0) {
       failures_.ended_in_order(rank);
     } else {

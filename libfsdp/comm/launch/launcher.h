@@ -24,16 +24,18 @@ struct LaunchOptions {
 /// Each rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, FSDP_LAUNCH_FD (for join) and,
 /// unless it is set, OMP_NUM_THREADS = cores / nproc. Ranks get /dev/null for a terminal's input.
 /// Signals: SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are handed on to every rank, once; a third
-/// SIGINT or SIGTERM kills. Ranks run in process groups of their own, so a terminal's Ctrl-C
-/// reaches them through here only. Failure: the first rank that fails on its own ends all others
-/// within grace_s plus a moment. A rank that is stopped, or shows no sign of life, for
-/// peer_timeout_s has failed; one that ends with 0 has failed if another still waits for it. The
-/// last line on stderr names the rank whose failure came first, what it was doing and the cause;
-/// lines before it say what every other rank was doing at that moment, whom it waited for and since
-/// when. A rank that ends with 75 (stopped, checkpoint saved) or 130 is no failure. Returns: 0; the
-/// failing rank's exit code; 8 for a rank killed by a signal and for a lost peer; 75 and 130 as the
-/// ranks say, 130 also for ranks that a handed-on signal killed. If this process dies the ranks are
-/// killed by the kernel. Nothing is left behind: no process, no file.
+/// SIGINT or SIGTERM kills. A rank starts with SIGUSR1 and SIGUSR2 blocked, so that they wait for
+/// the handlers that it may install before it joins; join() unblocks them. Ranks run in process
+/// groups of their own, so a terminal's Ctrl-C reaches them through here only. Failure: the first
+/// rank that fails on its own ends all others within grace_s plus a moment. A rank that is stopped,
+/// or shows no sign of life, for peer_timeout_s has failed; one that ends with 0 has failed if
+/// another still waits for it. The last line on stderr names the rank whose failure came first,
+/// what it was doing and the cause; lines before it say what every other rank was doing at that
+/// moment, whom it waited for and since when. A rank that ends with 75 (stopped, checkpoint saved)
+/// or 130 is no failure. Returns: 0; the failing rank's exit code; 8 for a rank killed by a signal
+/// and for a lost peer; 75 and 130 as the ranks say, 130 also for ranks that a handed-on signal
+/// killed. If this process dies the ranks are killed by the kernel. Nothing is left behind: no
+/// process, no file.
 ///
 /// Call it from the main thread before other threads exist. Throws HostResourceError, ConfigError
 /// (nproc).
