@@ -121,3 +121,16 @@ class ProgramTest(unittest.TestCase):
         return ["train", "--model_name_or_path", model or self.tiny_model(), "--train_file", data or self.tiny_data(),
                 "--output_dir", self.folder / out, "--max_seq_length", 64, "--per_device_train_batch_size", 2,
                 "--logging_steps", 1, "--learning_rate", "1e-3", *extra]
+
+
+class NeedsTransformers(ProgramTest):
+    """Tests against Python; skipped where there is none."""
+
+    def setUp(self):
+        super().setUp()
+        try:
+            import torch
+            import transformers
+        except ImportError:
+            self.skipTest("needs torch and transformers")
+        self.torch, self.transformers = torch, transformers

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 
-from support import FINETUNE, ProgramTest, read_jsonl, records, write_jsonl
+from support import FINETUNE, NeedsTransformers, ProgramTest, read_jsonl, records, write_jsonl
 
 LONG = os.environ.get("FSDP_TEST_SCALE") == "long"
 EXACT = ("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "trainable_tokens", "eval_loss",
@@ -296,16 +296,7 @@ class Signals(Runs):
                 self.assertFalse([p.name for p in (self.folder / "out").iterdir() if "tmp" in p.name])
 
 
-class HuggingFace(Runs):
-    def setUp(self):
-        super().setUp()
-        try:
-            import torch
-            import transformers
-        except ImportError:
-            self.skipTest("needs torch and transformers")
-        self.torch, self.transformers = torch, transformers
-
+class HuggingFace(NeedsTransformers, Runs):
     def test_transformers_reads_a_checkpoint(self):
         self.train("--save_steps", 4, "--validation_file", self.validation, "--eval_strategy", "epoch",
                    "--early_stopping_patience", 3, "--nproc_per_node", 2)
@@ -344,3 +335,30 @@ class HuggingFace(Runs):
         dcp.load(moments, storage_reader=HuggingFaceStorageReader(str(folder / "optimizer_0")))
         for name, tensor in moments.items():
             self.assertGreater(tensor.abs().max().item(), 0, name)
+
+    def test_an_optimizer_of_torch_goes_on_with_our_state(self):
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_optimizer_state_dict,
+                                                             set_optimizer_state_dict)
+        torch, rate = self.torch, 1e-3
+        self.model = self.tiny_model("untied", tie_word_embeddings=False)
+        self.train("--fsdp_state_dict_type", "SHARDED_STATE_DICT", "--nproc_per_node", 3)
+        model = self.transformers.AutoModelForCausalLM.from_pretrained(self.folder / "out")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0)
+        flat = StateDictOptions(flatten_optimizer_state_dict=True)
+        state = get_optimizer_state_dict(model, optimizer, options=flat)
+        tensors = {name: value for name, value in state.items() if name.startswith("state.")}
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(self.folder / "out/checkpoint-4/optimizer_0")))
+        set_optimizer_state_dict(model, optimizer, {**state, **tensors}, options=flat)
+        expected = {}
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.full_like(parameter, 0.01)
+            first = 0.9 * tensors[f"state.{name}.exp_avg"] + 0.1 * 0.01
+            second = 0.999 * tensors[f"state.{name}.exp_avg_sq"] + 0.001 * 0.01**2
+            self.assertEqual(tensors[f"state.{name}.step"].item(), 4)
+            step = rate * (first / (1 - 0.9**5)) / ((second / (1 - 0.999**5)).sqrt() + 1e-8)
+            expected[name] = parameter.detach() - step
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.detach(), expected[name], msg=name)

@@ -10,7 +10,7 @@ import subprocess
 import time
 import unittest
 
-from support import FINETUNE, ProgramTest, read_jsonl, read_safetensors, records, write_jsonl
+from support import FINETUNE, NeedsTransformers, ProgramTest, read_jsonl, read_safetensors, records, write_jsonl
 
 METRIC_KEYS = ["step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "trainable_tokens",
                "tokens_per_second", "step_seconds"]
@@ -123,16 +123,7 @@ class Train(ProgramTest):
         self.assertEqual(list(ast.literal_eval(steps[0])), ["loss", "grad_norm", "learning_rate", "epoch"])
 
 
-class Parity(ProgramTest):
-    def setUp(self):
-        super().setUp()
-        try:
-            import torch
-            import transformers
-        except ImportError:
-            self.skipTest("needs torch and transformers")
-        self.torch, self.transformers = torch, transformers
-
+class Parity(NeedsTransformers):
     def transformers_loss(self, folder, data):
         torch = self.torch
         model = self.transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
