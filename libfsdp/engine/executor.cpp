@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <utility>
 
 #include "libfsdp/base/error.h"
@@ -13,13 +12,6 @@ namespace {
 constexpr int kRoot = 0;
 
 size_t at(int index) { return static_cast<size_t>(index); }
-
-// FNV-1a: equal on all ranks and in all runs.
-uint64_t hash_of(std::string_view name) {
-  uint64_t hash = 0xcbf29ce484222325ULL;
-  for (const char c : name) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3ULL;
-  return hash;
-}
 
 std::vector<size_t> segment_counts(const plan::Layout& layout) {
   std::vector<size_t> counts;
@@ -36,7 +28,9 @@ Executor::Executor(plan::Layout layout, plan::Placement placement,
       options_(options),
       storage_(layout, placement, *comm_, options.master),
       plans_(layout, placement, storage_.slots(), options.recompute, options.verify_plans),
-      packet_(segment_counts(layout)) {
+      packet_(segment_counts(layout)),
+      optimizers_(storage_, placement.mesh, comm_->rank(), options.optimizer, options.groups,
+                  options.seed) {
   check(placement_.mesh.size() == comm_->size(), "the mesh and the communicator differ in size");
   shard_group_ = placement_.mesh.shard_group(comm_->rank());
   world_ = placement_.mesh.world();
@@ -51,28 +45,8 @@ Executor::Executor(plan::Layout layout, plan::Placement placement,
   open_.assign(layout.units.size(), 0);
   claimed_.assign(layout.units.size(), 0);
   begun_.assign(layout.units.size(), 0);
-  slices_ = plan::slices_of(layout, placement_.mesh.shard_coordinate(comm_->rank()));
-  segments_.resize(layout.buckets.size());
-  for (const plan::ShardSlice& slice : slices_) {
-    const plan::Bucket& bucket = layout.buckets[at(slice.bucket)];
-    const plan::ParamSpec& param = layout.param(bucket, bucket.segments[at(slice.segment)]);
-    segments_[at(slice.bucket)].push_back({.begin = slice.shard_at,
-                                           .end = slice.shard_at + slice.numel,
-                                           .group = param.group,
-                                           .parameter = hash_of(param.name),
-                                           .param_at = slice.param_at,
-                                           .param_numel = param.numel()});
-  }
-  for (size_t b = 0; b < layout.buckets.size(); ++b) {
-    const plan::Bucket& bucket = layout.buckets[b];
+  for (const plan::Bucket& bucket : layout.buckets)
     arrived_.emplace_back(bucket.segments.size(), uint8_t{0});
-    optimizers_.push_back(bucket.trainable
-                              ? optim::make_optimizer(options.optimizer, bucket.shard_numel,
-                                                      segments_[b], storage_.home())
-                              : nullptr);
-  }
-  used_segments_.reserve(slices_.size());
-  summed_.reserve(layout.buckets.size());
   std::vector<std::string> names;
   for (size_t unit = 0; unit < layout.units.size(); ++unit)
     names.push_back(unit == 0 ? "(root)" : layout.units[unit].name);
@@ -685,24 +659,12 @@ StepStats Executor::agree_on_step(const PacketContents& contents) const {
   return stats;
 }
 
-kernels::GradientSums Executor::sum_gradients(optim::NormType type) {
-  // Replicas hold equal sums: each element counts once, on the first replica.
-  if (placement_.mesh.replicate_coordinate(rank()) != 0) return {};
-  summed_.clear();
-  for (size_t b = 0; b < layout().buckets.size(); ++b) {
-    const plan::Bucket& bucket = layout().buckets[b];
-    if (bucket.trainable && plan_->has_gradient[at(bucket.unit)])
-      summed_.push_back(storage_.gradient_shard(static_cast<int>(b)));
-  }
-  return storage_.home().sum_gradients(summed_, type);
-}
-
 StepStats Executor::finish_step(const StepOptions& options, const std::function<void()>& custom) {
   const optim::ClipOptions clip{options.max_grad_norm, options.norm_type, options.clip_value};
   clip.validate();
   complete_gradients();
   const std::vector<std::byte>& message =
-      packet_.write(sum_gradients(options.norm_type), plan_->hash);
+      packet_.write(optimizers_.sum_gradients(options.norm_type, plan_->has_gradient), plan_->hash);
   comm_->exchange(message.data(), message.size(), packet_.receive(comm_->size()),
                   comm::make_tag("step packet", step_ + 1));
   const PacketContents& contents = packet_.read(comm_->size(), rank(), step_ + 1);
@@ -722,11 +684,11 @@ StepStats Executor::finish_step(const StepOptions& options, const std::function<
     ++updates_;
     satisfy(ops()[cursor_]);
     if (custom) {
-      scale_gradients(decision);
+      optimizers_.scale_gradients(decision);
       custom();
-      refresh_copies();
+      optimizers_.refresh_copies();
     } else {
-      update(decision, options.learning_rate);
+      optimizers_.update(packet_, plan_->has_gradient, decision, options.learning_rate, updates_);
     }
   }
   end_step();
@@ -744,62 +706,6 @@ void Executor::throw_non_finite(const StepStats& stats, const PacketContents& co
                           stats.step,
                           ranks.empty() ? "" : cat(" (losses and gradient shards: ", ranks, ")"),
                           ", loss ", stats.loss, ". Nothing was updated."));
-}
-
-void Executor::scale_gradients(const optim::ClipDecision& decision) {
-  const auto factor = static_cast<float>(decision.gradient_scale);
-  const auto limit = decision.clip_value > 0 ? static_cast<float>(decision.clip_value)
-                                             : std::numeric_limits<float>::infinity();
-  for (size_t b = 0; b < layout().buckets.size(); ++b) {
-    const std::span<float> gradient = storage_.gradient_shard(static_cast<int>(b));
-    storage_.home().scale(gradient.data(), static_cast<int64_t>(gradient.size()), factor, limit);
-  }
-}
-
-// After somebody else has changed masters: what the model computes with follows them.
-void Executor::refresh_copies() {
-  for (size_t b = 0; b < layout().buckets.size(); ++b) {
-    const int index = static_cast<int>(b);
-    const plan::Bucket& bucket = layout().buckets[b];
-    if (const float* master = storage_.master(index))
-      storage_.home().convert(master, storage_.shard(index), bucket.dtype, bucket.shard_numel);
-  }
-}
-
-void Executor::update(const optim::ClipDecision& decision, double learning_rate) {
-  const optim::UpdateScalars scalars{.learning_rate = learning_rate,
-                                     .step = updates_,
-                                     .gradient_scale = decision.gradient_scale,
-                                     .clip_value = decision.clip_value,
-                                     .seed = options_.seed};
-  size_t slice = 0;
-  for (size_t b = 0; b < layout().buckets.size(); ++b) {
-    const plan::Bucket& bucket = layout().buckets[b];
-    used_segments_.clear();
-    for (const optim::GroupSegment& segment : segments_[b]) {
-      // A parameter that no rank used in this step is left as it is.
-      const bool used = packet_.used(static_cast<int>(b), slices_[slice++].segment);
-      if (used && plan_->has_gradient[at(bucket.unit)]) used_segments_.push_back(segment);
-    }
-    if (!bucket.trainable) continue;
-    const int index = static_cast<int>(b);
-    std::byte* shard = storage_.shard(index);
-    optim::BucketView view{.gradient = storage_.gradient_shard(index).data(),
-                           .numel = bucket.shard_numel,
-                           .segments = used_segments_,
-                           .groups = options_.groups};
-    if (bucket.dtype == DType::kF32) {
-      view.master = reinterpret_cast<float*>(shard);
-    } else if (float* master = storage_.master(index)) {
-      view.master = master;
-      view.copy = reinterpret_cast<uint16_t*>(shard);
-      view.copy_dtype = bucket.dtype;
-    } else {
-      view.high = reinterpret_cast<uint16_t*>(shard);
-      view.remainder = storage_.remainder(index);
-    }
-    optimizers_[b]->update(view, scalars);
-  }
 }
 
 void Executor::end_step() {

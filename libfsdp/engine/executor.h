@@ -28,6 +28,7 @@
 
 #include "libfsdp/comm/communicator.h"
 #include "libfsdp/engine/call_record.h"
+#include "libfsdp/engine/shard_optimizers.h"
 #include "libfsdp/engine/step_packet.h"
 #include "libfsdp/engine/step_plans.h"
 #include "libfsdp/engine/storage.h"
@@ -80,9 +81,7 @@ class Executor {
   comm::Communicator& comm() { return *comm_; }
   int rank() const { return comm_->rank(); }
   /// Of a trainable bucket.
-  optim::ShardOptimizer& optimizer(int bucket) {
-    return *optimizers_.at(static_cast<size_t>(bucket));
-  }
+  optim::ShardOptimizer& optimizer(int bucket) { return optimizers_.of(bucket); }
   /// Steps done, and those of them that updated something.
   int64_t step() const { return step_; }
   int64_t updates() const { return updates_; }
@@ -196,10 +195,6 @@ class Executor {
 
   StepStats agree_on_step(const PacketContents& contents) const;
   [[noreturn]] void throw_non_finite(const StepStats& stats, const PacketContents& contents) const;
-  void scale_gradients(const optim::ClipDecision& decision);
-  void refresh_copies();
-  kernels::GradientSums sum_gradients(optim::NormType type);
-  void update(const optim::ClipDecision& decision, double learning_rate);
   void end_step();
 
   std::shared_ptr<comm::Communicator> comm_;
@@ -210,11 +205,6 @@ class Executor {
   std::vector<int> shard_group_;
   std::vector<int> replica_group_;
   std::vector<int> world_;
-  std::vector<plan::ShardSlice> slices_;                            // Of this rank.
-  std::vector<std::vector<optim::GroupSegment>> segments_;          // By bucket: of this rank.
-  std::vector<std::unique_ptr<optim::ShardOptimizer>> optimizers_;  // By bucket; null when frozen.
-  std::vector<optim::GroupSegment> used_segments_;  // Of the bucket that is being updated.
-  std::vector<std::span<const float>> summed_;      // Gradient shards that count in the norm.
   std::function<void(int)> collector_;
 
   std::vector<plan::Call> known_calls_;      // Of a micro-batch, as last seen.
@@ -251,6 +241,7 @@ class Executor {
   std::vector<Begun> previous_tickets_;  // Of the step before.
   CallRecord calls_;                     // Of the micro-batch under way.
   StepPacket packet_;
+  ShardOptimizers optimizers_;
   std::vector<uint8_t> open_;     // By unit: its backward has begun and not ended.
   std::vector<uint8_t> claimed_;  // By unit: its gradient slot may be written.
   std::vector<uint8_t> begun_;    // By unit: gradients of this step lie in shard or slot.

@@ -57,8 +57,8 @@ int64_t page_bytes(const plan::Bucket& bucket) {
 }  // namespace
 
 int64_t master_bytes(const plan::Bucket& bucket, MasterPrecision precision) {
-  if (has_remainder(bucket, precision)) return bucket.shard_numel * int64_t{sizeof(uint16_t)};
-  return has_master(bucket, precision) ? bucket.shard_numel * int64_t{sizeof(float)} : 0;
+  if (has_remainder(bucket, precision)) return page_bytes<uint16_t>(bucket);
+  return has_master(bucket, precision) ? page_bytes<float>(bucket) : 0;
 }
 
 Storage::Storage(const plan::Layout& layout, const plan::Placement& placement,
@@ -150,8 +150,7 @@ int64_t Storage::home_bytes(MasterPrecision precision) const {
   for (size_t b = 0; b < layout_.buckets.size(); ++b) {
     const plan::Bucket& bucket = layout_.buckets[b];
     if (sums_at_home(static_cast<int>(b))) bytes += page_bytes<float>(bucket);
-    if (has_remainder(bucket, precision)) bytes += page_bytes<uint16_t>(bucket);
-    if (has_master(bucket, precision)) bytes += page_bytes<float>(bucket);
+    bytes += master_bytes(bucket, precision);
   }
   return bytes;
 }

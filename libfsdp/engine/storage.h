@@ -22,7 +22,7 @@ enum class MasterPrecision {
   kNone,   ///< Nothing: the 16 bits are the parameter (bf16 only).
 };
 
-/// Bytes that a rank keeps beside the shard of `bucket`.
+/// Bytes that a rank keeps beside the shard of `bucket`, in whole pages.
 int64_t master_bytes(const plan::Bucket& bucket, MasterPrecision precision);
 
 /// Note [Slots]

@@ -20,6 +20,16 @@ bool sums_in_slot(const Bucket& bucket, const Placement& placement) {
          !placement.offloads() && bucket.reduce_dtype == DType::kF32;
 }
 
+// Arrays begin on pages, but for the sums that replicas read in place: those lie end to end.
+int64_t gradient_shard_bytes(const Bucket& bucket, const Placement& placement) {
+  const auto bytes = [](int64_t numel) {
+    return checked_mul<ConfigError>(numel, sizeof(float), "gradient shard");
+  };
+  if (placement.reduction == Reduction::kTwoLevel && !placement.offloads())
+    return bytes(gradient_shard_numel(bucket, placement));
+  return round_up(bytes(bucket.shard_numel), kSlotAlignment);
+}
+
 void add_shards(const Bucket& bucket, const Placement& placement, const StateBytes& state,
                 MemoryPlan& plan) {
   plan.parameter_shards =
@@ -28,14 +38,9 @@ void add_shards(const Bucket& bucket, const Placement& placement, const StateByt
   plan.masters =
       checked_add<ConfigError>(plan.masters, state.master(bucket), "masters of parameters");
   if (!sums_in_slot(bucket, placement)) {
-    plan.gradient_shards =
-        checked_add<ConfigError>(plan.gradient_shards,
-                                 checked_mul<ConfigError>(gradient_shard_numel(bucket, placement),
-                                                          sizeof(float), "gradient shard"),
-                                 "gradient shards");
+    plan.gradient_shards = checked_add<ConfigError>(
+        plan.gradient_shards, gradient_shard_bytes(bucket, placement), "gradient shards");
   }
-  plan.optimizer_state =
-      checked_add<ConfigError>(plan.optimizer_state, state.optimizer(bucket), "optimizer state");
 }
 
 // "1234567 bytes" as "1.18 MiB".
@@ -86,6 +91,8 @@ std::string MemoryPlan::to_string() const {
 MemoryPlan plan_memory(const Layout& layout, const Placement& placement, const StateBytes& state) {
   MemoryPlan plan;
   for (const Bucket& bucket : layout.buckets) add_shards(bucket, placement, state, plan);
+  if (placement.offloads()) plan.parameter_shards = round_up(plan.parameter_shards, kSlotAlignment);
+  plan.optimizer_state = state.optimizer;
   const SlotMap slots = assign_slots(layout, placement);
   for (const int64_t bytes : slots.slot_bytes)
     plan.gather_slots = checked_add<ConfigError>(plan.gather_slots, bytes, "gather slots");

@@ -34,14 +34,15 @@ struct MemoryPlan {
   std::string to_string() const;
 };
 
-/// What precision and optimizer keep for each trainable bucket of a rank, beside the parameters.
+/// What precision and optimizer keep of a rank's trainable buckets, beside the parameters.
 struct StateBytes {
   std::function<int64_t(const Bucket&)> master;  ///< 2 bytes an element for a split bf16 master.
-  std::function<int64_t(const Bucket&)> optimizer;
+  int64_t optimizer = 0;                         ///< Of all buckets, on the rank that has most.
 };
 
-/// What every rank allocates for `layout` under `placement`, in the shared home what belongs to the
-/// rank of the memory that the ranks of its shard group map together.
+/// What every rank allocates for `layout` under `placement`, to the byte (of optimizer state: the
+/// rank that has most); in the shared home what belongs to the rank of the memory that the ranks of
+/// its shard group map together.
 MemoryPlan plan_memory(const Layout& layout, const Placement& placement, const StateBytes& state);
 
 /// `placement` with as many kept units as fit into `budget_bytes` a rank. Throws DoesNotFitError

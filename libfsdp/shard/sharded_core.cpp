@@ -10,6 +10,7 @@
 #include <map>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/engine/shard_optimizers.h"
 #include "libfsdp/plan/memory_plan.h"
 #include "libfsdp/shard/dropout.h"
 #include "libfsdp/shard/gradient_sink.h"
@@ -110,15 +111,12 @@ plan::Placement make_placement(const std::vector<plan::UnitSpec>& specs,
                      options.placement);
 }
 
-plan::StateBytes state_bytes(const ShardOptions& options) {
+plan::StateBytes state_bytes(const plan::Layout& layout, const ShardOptions& options) {
   return {.master =
               [&options](const plan::Bucket& bucket) {
                 return engine::master_bytes(bucket, options.master);
               },
-          .optimizer =
-              [&options](const plan::Bucket& bucket) {
-                return optim::state_bytes(options.optimizer, bucket.shard_numel);
-              }};
+          .optimizer = engine::optimizer_bytes(layout, options.optimizer)};
 }
 
 }  // namespace
@@ -138,7 +136,7 @@ ShardedCore::ShardedCore(std::shared_ptr<torch::nn::Module> model,
     placement.home = plan::Home::kSlot;
   const plan::Layout layout = plan::make_layout(std::move(specs), placement.mesh);
   if (const int64_t budget = options_.placement.memory_budget_bytes)
-    placement = plan::fit_to_budget(layout, placement, state_bytes(options_), budget);
+    placement = plan::fit_to_budget(layout, placement, state_bytes(layout, options_), budget);
   executor_ = std::make_unique<engine::Executor>(
       layout, placement, std::move(comm),
       engine::ExecutorOptions{.poison = options_.poison,
