@@ -1,7 +1,11 @@
-// Our side of the race: two ranks that run training steps of a model on request.
+// Our side of the race: ranks that run training steps of a model on request.
 //
-// race_step MODEL_DIR RANKS TOKENS: reads numbers of steps from standard input, one a line, runs
-// them, and answers with one JSON line each. Driven by race.py beside this file.
+// race_step MODEL_DIR RANKS TOKENS [METHOD ADAPTER_DIR]: reads numbers of steps from standard
+// input, one a line, runs them, and answers with one JSON line each. METHOD: full; lora: the
+// adapter of a PEFT folder over the frozen base; qlora: the same over NF4.
+// race_step count MODEL_DIR RANKS TOKENS ADAPTER_DIR: what a rank sends and keeps, without peers
+// and with all parameters zero: one JSON line for each method and placement.
+// Driven by race.py beside this file.
 
 #include <ATen/Parallel.h>
 #include <sys/resource.h>
@@ -15,6 +19,7 @@
 #include <vector>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/comm/fake.h"
 #include "libfsdp/comm/join.h"
 #include "libfsdp/comm/launch/launcher.h"
 #include "libfsdp/device/host_allocator.h"
@@ -56,16 +61,40 @@ double run_steps(trainer::ShardedLm& model, int64_t& step, int64_t steps, int64_
   return loss;
 }
 
-int serve(comm::Communicator& comm, const std::string& directory, int64_t tokens) {
+struct Race {
+  std::string directory;
+  int ranks = 2;
+  int64_t tokens = 0;
+  std::string method = "full";
+  std::string adapter;
+};
+
+trainer::PeftOptions peft_options(const Race& race) {
+  trainer::PeftOptions peft;
+  if (race.method == "full") return peft;
+  peft.adapter_name_or_path = race.adapter;
+  peft.load_in_4bit = race.method == "qlora";
+  return peft;
+}
+
+ShardOptions shard_options() { return {.groups = {{.name = "all", .weight_decay = 0.01}}}; }
+
+int serve(comm::Communicator& comm, const Race& race) {
   at::set_num_threads(1);
   models::use_fast_float32_matmul();
   models::use_tensor_heap();
+  const int64_t tokens = race.tokens;
   int64_t vocabulary = 0;
   auto model = [&] {  // Keeps no tokenizer: neither side of the race has one.
-    const auto files = trainer::open_model(directory);
+    const auto files = trainer::open_model(race.directory);
     vocabulary = files.config.vocab_size;
-    return trainer::load_sharded(files, comm, {.groups = {{.name = "all", .weight_decay = 0.01}}},
-                                 trainer::Purpose::kTraining);
+    const auto peft = peft_options(race);
+    trainer::ModelParts parts;
+    auto sharded = trainer::build_sharded(files, comm, shard_options(), trainer::Purpose::kTraining,
+                                          peft, parts);
+    trainer::load_files(sharded, files, parts);
+    trainer::fill_adapters(sharded.core(), parts, peft, /*seed=*/0);
+    return sharded;
   }();
   device::trim_host_allocator();
   std::vector<int64_t> pids(static_cast<size_t>(comm.size()));
@@ -100,18 +129,82 @@ int serve(comm::Communicator& comm, const std::string& directory, int64_t tokens
   }
 }
 
+int64_t frozen_bytes(const plan::Layout& layout) {
+  int64_t sum = 0;
+  for (const plan::Bucket& bucket : layout.buckets)
+    if (!bucket.trainable) sum += bucket.padded_bytes();
+  return sum;
+}
+
+// A step like all others, but the first two, which find the order of calls and fill held slots.
+void count_step(const Race& race, const char* name, const trainer::PeftOptions& peft,
+                const ShardOptions& options) {
+  auto comm = comm::make_fake(0, race.ranks, {.can_share = true, .repeat_own_data = false});
+  const auto files = trainer::open_model(race.directory);
+  trainer::ModelParts parts;
+  auto model =
+      trainer::build_sharded(files, *comm, options, trainer::Purpose::kTraining, peft, parts);
+  int64_t step = 0;
+  run_steps(model, step, 2, race.tokens, files.config.vocab_size);
+  comm->reset_counts();
+  run_steps(model, step, 1, race.tokens, files.config.vocab_size);
+  std::printf("{\"method\": \"%s\"", name);
+  using comm::CollectiveKind;
+  for (const auto& [kind, text] : {std::pair{CollectiveKind::kGather, "gather"},
+                                   {CollectiveKind::kFold, "reduce"},
+                                   {CollectiveKind::kExchange, "exchange"},
+                                   {CollectiveKind::kFence, "fence"}}) {
+    const comm::FakeCount& count = comm->count(kind);
+    std::printf(", \"%s\": [%lld, %lld]", text, static_cast<long long>(count.collectives),
+                static_cast<long long>(count.bytes));
+  }
+  const auto packed = parts.quantized ? parts.quantized->bytes() : 0;
+  const auto numel = parts.quantized ? parts.quantized->numel() : 0;
+  std::printf(
+      ", \"collectives\": %lld, \"frozen_bytes\": %lld, \"packed_bytes\": %lld, "
+      "\"packed_numel\": %lld}\n",
+      static_cast<long long>(comm->total().collectives),
+      static_cast<long long>(frozen_bytes(model.core().executor().layout())),
+      static_cast<long long>(packed), static_cast<long long>(numel));
+}
+
+int count(Race race) {
+  at::set_num_threads(1);
+  for (const char* method : {"full", "lora", "qlora"}) {
+    race.method = method;
+    trainer::PeftOptions peft = peft_options(race);
+    ShardOptions options = shard_options();
+    count_step(race, cat(method, ", shared home (default)").c_str(), peft, options);
+    options.placement.force_slot_home = true;
+    count_step(race, cat(method, ", two slots").c_str(), peft, options);
+    options.strategy = plan::Strategy::kShardGradOp;
+    count_step(race, cat(method, ", a slot for each unit").c_str(), peft, options);
+    if (!peft.load_in_4bit) continue;
+    peft.use_bnb_nested_quant = true;
+    count_step(race, cat(method, " nested, a slot for each unit").c_str(), peft, options);
+  }
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    std::fprintf(stderr, "usage: race_step MODEL_DIR RANKS TOKENS\n");
+  const std::vector<std::string> arguments(argv, argv + argc);
+  const bool counts = argc == 6 && arguments[1] == "count";
+  if (argc != 4 && argc != 6) {
+    std::fprintf(stderr, "usage: race_step [count] MODEL_DIR RANKS TOKENS [METHOD] ADAPTER_DIR\n");
     return 2;
   }
+  if (counts)
+    return count({arguments[2], std::atoi(argv[3]), std::atoll(argv[4]), "full", arguments[5]});
+  Race race{arguments[1], std::atoi(argv[2]), std::atoll(argv[3])};
+  if (argc == 6) {
+    race.method = arguments[4];
+    race.adapter = arguments[5];
+  }
   device::tune_host_allocator();
-  const std::vector<std::string> arguments(argv, argv + argc);
   if (!std::getenv("FSDP_LAUNCH_FD"))
-    return comm::launch_local(std::atoi(argv[2]), arguments, {.name = "race_step"});
-  return comm::run_rank(
-      [&](comm::Communicator& comm) { return serve(comm, argv[1], std::atoll(argv[3])); },
-      {.name = "race_step"});
+    return comm::launch_local(race.ranks, arguments, {.name = "race_step"});
+  return comm::run_rank([&](comm::Communicator& comm) { return serve(comm, race); },
+                        {.name = "race_step"});
 }
