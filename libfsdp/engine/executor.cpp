@@ -57,9 +57,7 @@ std::string Executor::where() const {
   return cat("step ", step_ + 1, ", micro-batch ", micro_batch_, " of rank ", comm_->rank());
 }
 
-std::string Executor::unit_text(int unit) const {
-  return unit == kRoot ? "the model" : cat("unit '", layout().units[at(unit)].name, "'");
-}
+std::string Executor::unit_text(int unit) const { return engine::unit_text(layout(), unit); }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Communication
@@ -314,60 +312,16 @@ void Executor::leave_schedule() {
   previous_plan_ = nullptr;
 }
 
-// Every rank sends its calls, as (unit, parent, graph); a rank without a forward takes another's.
-void Executor::agree_on_calls() {
-  std::vector<int32_t> mine;
-  for (const plan::Call& call : calls_.calls())
-    mine.insert(mine.end(), {call.unit, call.parent, call.graph});
-  const auto longest =
-      static_cast<size_t>(comm_->maximum(static_cast<int64_t>(mine.size()), "number of calls"));
-  const auto ranks = at(comm_->size());
-  const auto own_size = static_cast<int32_t>(mine.size());
-  mine.resize(longest);
-  mine.push_back(own_size);
-  std::vector<int32_t> all(mine.size() * ranks);
-  comm_->exchange(mine.data(), mine.size() * sizeof(int32_t), all.data(),
-                  comm::make_tag("order of calls", step_ + 1));
-  std::vector<int32_t> agreed;
-  int agreed_rank = -1;
-  for (size_t rank = 0; rank < ranks; ++rank) {
-    const auto begin = all.begin() + static_cast<std::ptrdiff_t>(rank * mine.size());
-    std::vector<int32_t> theirs(begin, begin + begin[static_cast<std::ptrdiff_t>(longest)]);
-    if (theirs.empty()) continue;
-    if (agreed_rank >= 0 && theirs != agreed)
-      throw_different_calls(agreed, agreed_rank, theirs, static_cast<int>(rank));
-    agreed = std::move(theirs);
-    agreed_rank = static_cast<int>(rank);
-  }
-  known_calls_.clear();
-  for (size_t i = 0; i + 2 < agreed.size(); i += 3)
-    known_calls_.push_back(
-        {.unit = agreed[i], .parent = agreed[i + 1], .graph = agreed[i + 2] != 0});
-}
-
-void Executor::throw_different_calls(const std::vector<int32_t>& first, int first_rank,
-                                     const std::vector<int32_t>& other, int rank) const {
-  const auto [a, b] = std::mismatch(
-      first.begin(),
-      first.begin() + static_cast<std::ptrdiff_t>(std::min(first.size(), other.size())),
-      other.begin());
-  const auto call = static_cast<size_t>(a - first.begin()) / 3;
-  const auto text = [&](const std::vector<int32_t>& calls) {
-    return call * 3 < calls.size() ? cat("calls ", unit_text(calls[call * 3]))
-                                   : std::string("calls nothing more");
-  };
-  throw CommError(cat("step ", step_ + 1, ": the ranks call units in different orders: as call ",
-                      call, " of a micro-batch rank ", first_rank, " ", text(first), ", rank ",
-                      rank, " ", text(other),
-                      ". Hint: only where every rank has seen the same calls before may some ranks "
-                      "leave some of them out."));
-}
-
 // The forward of this micro-batch has been run on demand: go on behind it.
-void Executor::start_schedule() {
-  agree_on_calls();
+void Executor::start_schedule(int64_t trainable_tokens) {
+  AgreedCalls agreed = agree_on_calls(*comm_, layout(),
+                                      {.calls = calls_.calls(),
+                                       .micro_batches = local_micro_batches_,
+                                       .trainable_tokens = trainable_tokens},
+                                      step_ + 1);
+  if (expected_tokens_ == 0) expected_tokens_ = std::max<int64_t>(1, agreed.expected_tokens);
   // Units whose gradients were reduced earlier in this step stay in it to its end.
-  std::vector<plan::Call> calls = known_calls_;
+  std::vector<plan::Call> calls = std::move(agreed.calls);
   for (size_t unit = 1; unit < begun_.size(); ++unit) {
     const bool called = std::any_of(calls.begin(), calls.end(), [unit](const plan::Call& call) {
       return at(call.unit) == unit;
@@ -518,7 +472,7 @@ void Executor::start_backward(double loss_sum, int64_t trainable_tokens) {
   }
   comm_->report_progress(step_ + 1, "backward");
   packet_.add_result(micro_batch_, loss_sum, trainable_tokens);
-  if (!scheduled_) start_schedule();
+  if (!scheduled_) start_schedule(trainable_tokens);
   open_[kRoot] = 1;
   in_backward_ = true;
   backward_op_ = ops().size();
@@ -619,7 +573,7 @@ void Executor::zero_missing_gradients(int unit) {
 void Executor::ghost_micro_batch() {
   if (!scheduled_) {
     gather_all_on_demand();
-    start_schedule();
+    start_schedule(0);
   }
   for (;; ++cursor_) {
     const plan::Op& op = ops()[cursor_];

@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "libfsdp/comm/communicator.h"
+#include "libfsdp/engine/call_agreement.h"
 #include "libfsdp/engine/call_record.h"
 #include "libfsdp/engine/shard_optimizers.h"
 #include "libfsdp/engine/step_packet.h"
@@ -88,6 +89,10 @@ class Executor {
   /// As if so many steps had been done, and so many of them had updated something: after a load.
   /// Equal on all ranks. Throws ConfigError inside a step.
   void set_progress(int64_t steps, int64_t updates);
+  /// About the trainable tokens of the first step that this executor made, over all ranks; equal on
+  /// all ranks, and at any number of ranks. Known from that step's first start_backward() on, and
+  /// after complete_gradients() on ranks without data; 0 before.
+  int64_t expected_tokens() const { return expected_tokens_; }
   /// The micro-batch of this rank that is under way.
   int64_t micro_batch() const { return micro_batch_; }
   /// The plan of the current step, or of the last; null before the first backward.
@@ -150,10 +155,7 @@ class Executor {
   const std::vector<plan::Op>& ops() const { return plan_->schedule.ops; }
   void follow(const StepPlan& plan, size_t cursor);
   void leave_schedule();
-  void agree_on_calls();
-  void start_schedule();
-  [[noreturn]] void throw_different_calls(const std::vector<int32_t>& first, int first_rank,
-                                          const std::vector<int32_t>& other, int rank) const;
+  void start_schedule(int64_t trainable_tokens);
   std::string unit_text(int unit) const;
 
   void gather_on_demand(int unit);
@@ -226,6 +228,7 @@ class Executor {
   bool complete_ = false;
   int64_t step_ = 0;
   int64_t updates_ = 0;
+  int64_t expected_tokens_ = 0;
   int64_t local_micro_batches_ = 0;
   int micro_batches_ = 0;  // Of the rank that has most.
   int micro_batch_ = 0;

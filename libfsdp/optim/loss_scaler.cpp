@@ -1,6 +1,9 @@
 #include "libfsdp/optim/loss_scaler.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
+#include <utility>
 
 #include "libfsdp/base/error.h"
 
@@ -22,6 +25,12 @@ void LossScalerOptions::validate() const {
 LossScaler::LossScaler(const LossScalerOptions& options) : options_(options) {
   options.validate();
   state_.scale = static_cast<float>(options.init_scale);
+}
+
+void LossScaler::start(int64_t tokens) {
+  if (std::exchange(started_, true)) return;
+  const auto divisor = std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(tokens, 1)));
+  state_.scale = static_cast<float>(options_.init_scale / static_cast<double>(divisor));
 }
 
 void LossScaler::update(bool found_inf) {

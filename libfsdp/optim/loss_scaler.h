@@ -7,7 +7,7 @@ namespace fsdp::optim {
 
 /// Defaults are PyTorch's.
 struct LossScalerOptions {
-  double init_scale = 65536;
+  double init_scale = 65536;  ///< Of the mean loss; see LossScaler::start.
   double growth_factor = 2;
   double backoff_factor = 0.5;
   int64_t growth_interval = 2000;  ///< Steps without a non-finite gradient until the scale grows.
@@ -33,7 +33,12 @@ class LossScaler {
   /// Throws ConfigError (options).
   explicit LossScaler(const LossScalerOptions& options = {});
 
-  /// The scale of the next step's loss.
+  /// To be called before the first scaled backward with about the tokens of that step: losses are
+  /// sums over tokens, so their scale is init_scale divided by `tokens`, rounded up to a power of
+  /// two. Does nothing when it was called before, or after restore().
+  void start(int64_t tokens);
+
+  /// The scale of the next step's losses.
   double scale() const { return static_cast<double>(state_.scale); }
 
   /// After a step. `found_inf`: some element of its gradient was not finite, and nothing was
@@ -41,11 +46,15 @@ class LossScaler {
   void update(bool found_inf);
 
   const LossScalerState& state() const { return state_; }
-  void restore(const LossScalerState& state) { state_ = state; }
+  void restore(const LossScalerState& state) {
+    state_ = state;
+    started_ = true;
+  }
 
  private:
   LossScalerOptions options_;
   LossScalerState state_;
+  bool started_ = false;
 };
 
 }  // namespace fsdp::optim

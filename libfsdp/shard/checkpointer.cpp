@@ -302,7 +302,9 @@ int64_t Checkpointer::load(const std::string& checkpoint) {
     core_.executor().set_progress(state.get<int64_t>("engine_steps"),
                                   state.get<int64_t>("updates"));
     const io::Json& scaler = state["loss_scaler"];
-    if (optim::LossScaler* own = core_.loss_scaler(); own && !scaler.is_null()) {
+    optim::LossScaler* const own = core_.loss_scaler();
+    // Before the first step the scale is not yet that of sums of losses.
+    if (own && !scaler.is_null() && core_.executor().step() > 0) {
       own->restore({.scale = scaler.get<float>("scale"),
                     .growth_tracker = scaler.get<int64_t>("growth_tracker")});
     }

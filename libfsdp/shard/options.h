@@ -34,7 +34,8 @@ struct ShardOptions {
   /// Of fsdp::dropout and of stochastic rounding.
   uint64_t seed = 0;
   /// Multiplies losses before backward so that small gradients survive fp16; a step whose gradient
-  /// overflows is skipped. Without, fp16 parameters get PyTorch's defaults.
+  /// overflows is skipped. Without, fp16 parameters get PyTorch's defaults. The first scale is that
+  /// of the mean loss: see LossScaler::start.
   std::optional<optim::LossScalerOptions> loss_scaler;
   optim::OptimizerOptions optimizer;
   /// Rate scale and weight decay of groups of parameters.

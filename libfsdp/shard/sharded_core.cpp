@@ -396,6 +396,7 @@ void ShardedCore::backward(const at::Tensor& loss_sum, int64_t trainable_tokens)
   throw_deferred();
   executor_->start_backward(loss_sum.item<double>(), trainable_tokens);
   expose(*units_[0]);
+  if (scaler_) scaler_->start(executor_->expected_tokens());
   const double scale = scaler_ ? scaler_->scale() : 1.0;
   torch::autograd::backward({loss_sum}, {at::full_like(loss_sum, scale)});
   conceal_what_backward_left(/*all=*/true);
@@ -408,6 +409,8 @@ engine::StepStats ShardedCore::finish_step(engine::StepOptions options,
                                            const std::function<void()>& update) {
   throw_deferred();
   if (!scaler_) return executor_->finish_step(options, update);
+  executor_->complete_gradients();  // Ranks without data hear of the tokens here.
+  scaler_->start(executor_->expected_tokens());
   options.loss_scale *= scaler_->scale();
   options.skip_non_finite = true;
   const engine::StepStats stats = executor_->finish_step(options, update);

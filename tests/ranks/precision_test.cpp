@@ -6,6 +6,7 @@
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -98,9 +99,6 @@ ShardOptions options_of(const Case& one) {
   options.optimizer = one.optimizer;
   options.reduce_dtype = one.reduce_dtype;
   options.seed = 5;
-  // Sums of losses overflow fp16 at PyTorch's first scale; that it is lowered is another test.
-  if (one.param_dtype == DType::kF16)
-    options.loss_scaler = optim::LossScalerOptions{.init_scale = 256};
   return options;
 }
 
@@ -144,6 +142,8 @@ TEST(PrecisionTest, AnFp32MasterApartIsAsExactAsASplitOne) {
 
 TEST(LossScaling, AnOverflowSkipsTheStepOnAllRanksAndLowersTheScale) {
   ShardOptions options = options_of(cases().back());
+  // The first micro-batch has 5 tokens, the step four of them: 2^13 / 2^5 = 256.
+  options.loss_scaler = optim::LossScalerOptions{.init_scale = 8192};
   for (const int ranks : {1, 2}) {
     const Result got = train(ranks, options, {}, /*poisoned_step=*/2);
     EXPECT_EQ(got.skipped, (std::vector<bool>{false, false, true, false, false, false}));
@@ -152,13 +152,53 @@ TEST(LossScaling, AnOverflowSkipsTheStepOnAllRanksAndLowersTheScale) {
   }
 }
 
-TEST(LossScaling, StartsAtPyTorchsScaleAndFindsOneThatFits) {
+// Steps that PyTorch's recipe skips: an fp16 model over fp32 masters, backward of the mean loss
+// times the scale. That LossScaler follows torch.amp.GradScaler is another test.
+int skipped_by_plain_loop(double init_scale) {
+  at::set_num_threads(1);
+  ResidualNet net = make_net();
+  std::vector<at::Tensor> masters;
+  for (const at::Tensor& parameter : net->parameters())
+    masters.push_back(parameter.detach().clone().requires_grad_());
+  torch::optim::AdamW optimizer(masters, torch::optim::AdamWOptions(kRate).weight_decay(0.01));
+  optim::LossScaler scaler({.init_scale = init_scale});
+  int skipped = 0;
+  for (int step = 0; step < kShortSteps; ++step) {
+    std::vector<at::Tensor> parameters = net->parameters();
+    for (size_t i = 0; i < masters.size(); ++i) {
+      parameters[i].set_data(masters[i].detach().to(at::kHalf));
+      parameters[i].mutable_grad() = at::Tensor();
+    }
+    int64_t tokens = 0;
+    for (int m = 0; m < kMicroBatchesOfAll; ++m) tokens += micro_batch(step, m).ids.numel();
+    for (int m = 0; m < kMicroBatchesOfAll; ++m) {
+      const MicroBatch batch = micro_batch(step, m);
+      const at::Tensor mean = net->loss(batch.ids, batch.targets).to(at::kFloat) / tokens;
+      (mean * scaler.scale()).backward();
+    }
+    bool finite = true;
+    for (size_t i = 0; i < masters.size(); ++i) {
+      masters[i].mutable_grad() = parameters[i].grad().to(at::kFloat) / scaler.scale();
+      finite = finite && at::isfinite(masters[i].grad()).all().item<bool>();
+    }
+    if (finite) optimizer.step();
+    scaler.update(!finite);
+    skipped += finite ? 0 : 1;
+  }
+  return skipped;
+}
+
+TEST(LossScaling, SkipsAsManyStepsAsPyTorchDoesOnTheMeanLoss) {
   ShardOptions options = options_of(cases().back());
-  options.loss_scaler.reset();
-  const Result got = train(1, options);
-  EXPECT_EQ(got.scales.front(), 65536);
-  EXPECT_TRUE(got.skipped.front());
-  EXPECT_FALSE(got.skipped.back());
+  for (const double init_scale : {0x1p16, 0x1p24}) {
+    options.loss_scaler = optim::LossScalerOptions{.init_scale = init_scale};
+    for (const int ranks : {1, 4}) {
+      const Result got = train(ranks, options);
+      const auto skipped = std::count(got.skipped.begin(), got.skipped.end(), true);
+      EXPECT_LE(skipped, skipped_by_plain_loop(init_scale)) << init_scale;
+      EXPECT_EQ(got.scales.back(), init_scale / 32 / std::exp2(skipped)) << ranks;
+    }
+  }
 }
 
 TEST(LossScaling, LeavesFp32TrainingBitwiseAlone) {

@@ -34,6 +34,26 @@ TEST(LossScalerTest, ContinuesFromASavedState) {
   EXPECT_EQ(second.scale(), 131072);
 }
 
+TEST(LossScalerTest, StartsWithTheScaleOfTheMeanLoss) {
+  const auto first_scale = [](int64_t tokens) {
+    LossScaler scaler;
+    scaler.start(tokens);
+    return scaler.scale();
+  };
+  EXPECT_EQ(first_scale(0), 65536);
+  EXPECT_EQ(first_scale(1), 65536);
+  EXPECT_EQ(first_scale(512), 128);
+  EXPECT_EQ(first_scale(513), 64);
+  LossScaler scaler;
+  scaler.start(512);
+  scaler.start(1);
+  EXPECT_EQ(scaler.scale(), 128);
+  LossScaler resumed;
+  resumed.restore({.scale = 7});
+  resumed.start(512);
+  EXPECT_EQ(resumed.scale(), 7);
+}
+
 TEST(LossScalerTest, RefusesOptionsThatMakeNoRule) {
   EXPECT_THROW(LossScaler({.init_scale = 0}), ConfigError);
   EXPECT_THROW(LossScaler({.init_scale = 1e300}), ConfigError);
