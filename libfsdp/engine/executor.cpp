@@ -27,24 +27,14 @@ Executor::Executor(plan::Layout layout, plan::Placement placement,
       placement_(placement),
       options_(options),
       storage_(layout, placement, *comm_, options.master),
+      transfers_(storage_, placement, *comm_, options.poison),
       plans_(layout, placement, storage_.slots(), options.recompute, options.verify_plans),
       packet_(segment_counts(layout)),
       optimizers_(storage_, placement.mesh, comm_->rank(), options.optimizer, options.groups,
                   options.seed) {
   check(placement_.mesh.size() == comm_->size(), "the mesh and the communicator differ in size");
-  shard_group_ = placement_.mesh.shard_group(comm_->rank());
-  world_ = placement_.mesh.world();
-  replica_group_ = placement_.mesh.replica_group(comm_->rank());
-  contents_.resize(storage_.slots().slot_bytes.size());
-  gathers_.resize(contents_.size());
-  holdable_ = find_holdable();
-  held_.assign(holdable_.size(), 0);
-  staged_.resize(storage_.slots().stage_bytes.size());
-  stage_readers_.resize(staged_.size());
-  sums_in_stage_.assign(storage_.slots().gradient_stage_bytes.size(), -1);
   open_.assign(layout.units.size(), 0);
   claimed_.assign(layout.units.size(), 0);
-  begun_.assign(layout.units.size(), 0);
   for (const plan::Bucket& bucket : layout.buckets)
     arrived_.emplace_back(bucket.segments.size(), uint8_t{0});
   std::vector<std::string> names;
@@ -60,156 +50,19 @@ std::string Executor::where() const {
 std::string Executor::unit_text(int unit) const { return engine::unit_text(layout(), unit); }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Communication
-
-bool Executor::holds(int unit) const {
-  const int slot = storage_.slots().slot[at(unit)];
-  if (slot < 0) return true;
-  const Contents& now = contents_[at(slot)];
-  return now.unit == unit && now.version == version_;
-}
-
-uint64_t Executor::begin_fetch(int unit) {
-  const size_t stage = at(storage_.slots().stage[at(unit)]);
-  if (is_held(unit)) return 0;
-  if (staged_[stage].unit == unit && staged_[stage].version == version_) return 0;
-  comm_->wait_released(stage_readers_[stage]);  // It may have been no schedule that gathered.
-  uint64_t copy = 0;
-  for (const int b : layout().of_unit[at(unit)]) {
-    const auto bytes = static_cast<size_t>(layout().buckets[at(b)].shard_bytes());
-    copy = storage_.copies()->begin(storage_.stage(b), storage_.shard(b), bytes);
-  }
-  staged_[stage] = {.unit = unit, .version = version_};
-  return copy;
-}
-
-std::vector<uint8_t> Executor::find_holdable() const {
-  std::vector<int> units(storage_.slots().slot_bytes.size());  // By slot: that lie there in turn.
-  for (const int slot : storage_.slots().slot)
-    if (slot >= 0) ++units[at(slot)];
-  std::vector<uint8_t> holdable;
-  for (const plan::Bucket& bucket : layout().buckets) {
-    const int slot = storage_.slots().slot[at(bucket.unit)];
-    holdable.push_back(!bucket.trainable && slot >= 0 && units[at(slot)] == 1);
-  }
-  return holdable;
-}
-
-bool Executor::is_held(int unit) const {
-  const std::vector<int>& buckets = layout().of_unit[at(unit)];
-  return std::all_of(buckets.begin(), buckets.end(), [this](int b) { return held_[at(b)] != 0; });
-}
-
-comm::Ticket Executor::begin_gather(int unit) {
-  const int slot = storage_.slots().slot[at(unit)];
-  const int stage = storage_.slots().stage[at(unit)];
-  if (stage >= 0 && !is_held(unit)) storage_.copies()->order(begin_fetch(unit));
-  if (options_.poison) poison(slot);
-  comm::Ticket last;
-  for (const int b : layout().of_unit[at(unit)]) {
-    if (std::exchange(held_[at(b)], holdable_[at(b)])) continue;
-    last = comm_->begin_gather(shard_group_, storage_.shard_source(b), storage_.gathered(b),
-                               comm::make_tag("gather", step_ + 1, unit));
-  }
-  contents_[at(slot)] = {.unit = unit, .version = version_};
-  gathers_[at(slot)] = last;
-  if (stage >= 0) stage_readers_[at(stage)] = last;
-  return last;
-}
-
-comm::Ticket Executor::begin_reduce(int unit) {
-  comm::Ticket last;
-  const bool sharded = placement_.accumulation == plan::Accumulation::kSharded;
-  if (sharded && storage_.copies()) storage_.copies()->order(begin_fetch_sums(unit));
-  // Not what the operation says: after a change of schedule in mid-step another one began the sum.
-  const bool accumulate = sharded && std::exchange(begun_[at(unit)], uint8_t{1}) != 0;
-  const int coordinate = placement_.mesh.shard_coordinate(comm_->rank());
-  const bool two_level = placement_.reduction == plan::Reduction::kTwoLevel;
-  const std::vector<int>& members = two_level ? shard_group_ : world_;
-  for (const int b : layout().of_unit[at(unit)]) {
-    const plan::Bucket& bucket = layout().buckets[at(b)];
-    if (!bucket.trainable) continue;
-    last = comm_->begin_fold(members, storage_.gradient_source(b), bucket.reduce_dtype,
-                             coordinate * bucket.shard_numel, storage_.sums(b), accumulate,
-                             comm::make_tag("reduce", step_ + 1, unit));
-  }
-  return last;
-}
-
-// Each replica sums a part of what the others have too.
-comm::Ticket Executor::begin_reduce_outer(int unit) {
-  comm::Ticket last;
-  const int replica = placement_.mesh.replicate_coordinate(comm_->rank());
-  for (const int b : layout().of_unit[at(unit)]) {
-    const plan::Bucket& bucket = layout().buckets[at(b)];
-    if (!bucket.trainable) continue;
-    const int64_t part = plan::outer_part_numel(bucket, placement_.mesh);
-    const comm::SymmetricSpan outer = storage_.outer_source(b);
-    auto* const sums = reinterpret_cast<float*>(outer.memory->local() + outer.offset);
-    last = comm_->begin_fold(replica_group_, storage_.sums_source(b), DType::kF32, replica * part,
-                             {sums, static_cast<size_t>(part)}, false,
-                             comm::make_tag("reduce outer", step_ + 1, unit));
-  }
-  return last;
-}
-
-comm::Ticket Executor::begin_gather_outer(int unit) {
-  comm::Ticket last;
-  for (const int b : layout().of_unit[at(unit)]) {
-    if (!layout().buckets[at(b)].trainable) continue;
-    const comm::SymmetricSpan sums = storage_.sums_source(b);
-    last = comm_->begin_gather(replica_group_, storage_.outer_source(b),
-                               sums.memory->local() + sums.offset,
-                               comm::make_tag("gather outer", step_ + 1, unit));
-  }
-  return last;
-}
-
-uint64_t Executor::copy_sums(int unit, bool to_host) {
-  uint64_t copy = 0;
-  for (const int b : layout().of_unit[at(unit)]) {
-    if (!layout().buckets[at(b)].trainable) continue;
-    float* const host = storage_.gradient_shard(b).data();
-    const std::span<float> stage = storage_.sums(b);
-    copy = storage_.copies()->begin(to_host ? host : stage.data(), to_host ? stage.data() : host,
-                                    stage.size_bytes());
-  }
-  return copy;
-}
-
-// Not what the schedule says: after a change of it in mid-step others may lie in the stage.
-uint64_t Executor::begin_fetch_sums(int unit) {
-  int& held = sums_in_stage_[at(storage_.slots().gradient_slot[at(unit)])];
-  const bool there = std::exchange(held, unit) == unit;
-  return there || !begun_[at(unit)] ? 0 : copy_sums(unit, /*to_host=*/false);
-}
-
-uint64_t Executor::begin_store_sums(int unit) { return copy_sums(unit, /*to_host=*/true); }
-
-void Executor::fence() {
-  if (placement_.home != plan::Home::kShared) return;
-  comm_->finish(comm_->begin_fence(shard_group_, comm::make_tag("fence", step_ + 1)));
-}
+// Parameters outside of the schedule
 
 void Executor::publish() {
   if (in_step_) throw ConfigError("parameters were written inside a step: finish the step first");
-  ++version_;
-  std::fill(held_.begin(), held_.end(), uint8_t{0});
-  fence();
+  transfers_.publish();
 }
 
 void Executor::set_progress(int64_t steps, int64_t updates) {
   if (in_step_) throw ConfigError("a state was loaded inside a step: finish the step first");
   check(0 <= updates && updates <= steps, "more updates than steps");
   step_ = steps;
+  transfers_.set_step(step_ + 1);
   updates_ = updates;
-}
-
-void Executor::gather_on_demand(int unit) {
-  const int slot = storage_.slots().slot[at(unit)];
-  if (slot < 0) return;
-  if (!holds(unit)) begin_gather(unit);
-  comm_->finish(gathers_[at(slot)]);
 }
 
 // Outside of steps: begins the gather of what the forward before called next, if its slot is free.
@@ -220,67 +73,35 @@ void Executor::gather_ahead() {
                last_forward_[here] == calls_.calls()[here];
   if (!as_before_) return;
   const int next = last_forward_[here + 1].unit;
-  if (holds(next)) return;
+  if (transfers_.holds(next)) return;
   const int slot = storage_.slots().slot[at(next)];
   for (const int call : calls_.open())
     if (storage_.slots().slot[at(calls_.calls()[at(call)].unit)] == slot) return;
-  begin_gather(next);
+  transfers_.begin_gather(next);
 }
 
 void Executor::gather_all_on_demand() {
   if (placement_.home != plan::Home::kSlot) return;
-  gather_on_demand(kRoot);
+  transfers_.gather_on_demand(kRoot);
   if (known_calls_.empty()) {  // The order of the modules is the best guess.
     for (int unit = 1; unit < static_cast<int>(layout().units.size()); ++unit)
-      gather_on_demand(unit);
+      transfers_.gather_on_demand(unit);
   }
-  for (const plan::Call& call : known_calls_) gather_on_demand(call.unit);
+  for (const plan::Call& call : known_calls_) transfers_.gather_on_demand(call.unit);
 }
 
 void Executor::begin_beside(size_t index) {
   const plan::Op& op = ops()[index];
   satisfy(op);
-  Begun& begun = tickets_[index];
-  switch (op.kind) {
-    case plan::OpKind::kFetch:
-      begun.copy = begin_fetch(op.unit);
-      return;
-    case plan::OpKind::kGather:
-      begun.ticket = begin_gather(op.unit);
-      return;
-    case plan::OpKind::kReduce:
-      begun.ticket = begin_reduce(op.unit);
-      return;
-    case plan::OpKind::kReduceOuter:
-      begun.ticket = begin_reduce_outer(op.unit);
-      return;
-    case plan::OpKind::kGatherOuter:
-      begun.ticket = begin_gather_outer(op.unit);
-      return;
-    case plan::OpKind::kFetchSums:
-      begun.copy = begin_fetch_sums(op.unit);
-      return;
-    case plan::OpKind::kStoreSums:
-      begun.copy = begin_store_sums(op.unit);
-      return;
-    default:
-      throw InternalError(cat("a ", plan::op_name(op.kind), " is not begun beside the model"));
-  }
+  tickets_[index] = transfers_.begin(op.kind, op.unit);
 }
 
 void Executor::satisfy(const plan::Op& op) {
   for (const plan::Dependency& dependency : op.after) {
     // After another schedule, or none, everything has been completed.
     if (dependency.previous_step && previous_plan_ != plan_) continue;
-    const Begun& begun = dependency.previous_step ? previous_tickets_[at(dependency.op)]
-                                                  : tickets_[at(dependency.op)];
-    if (begun.copy != 0) {
-      storage_.copies()->order(begun.copy);
-    } else if (dependency.moment == plan::Moment::kReleased) {
-      comm_->wait_released(begun.ticket);
-    } else {
-      comm_->finish(begun.ticket);
-    }
+    const auto& begun = dependency.previous_step ? previous_tickets_ : tickets_;
+    transfers_.wait(begun[at(dependency.op)], dependency.moment);
   }
 }
 
@@ -302,12 +123,8 @@ void Executor::follow(const StepPlan& plan, size_t cursor) {
 }
 
 void Executor::leave_schedule() {
-  for (const Begun& begun : tickets_) comm_->wait_released(begun.ticket);
-  if (storage_.copies()) {  // The next schedule may have other units take turns in the stages.
-    for (const int unit : sums_in_stage_)
-      if (unit >= 0 && begun_[at(unit)]) begin_store_sums(unit);
-    storage_.copies()->synchronize();
-  }
+  for (const UnitTransfers::Begun& begun : tickets_) comm_->wait_released(begun.ticket);
+  transfers_.empty_stages();
   scheduled_ = false;
   previous_plan_ = nullptr;
 }
@@ -322,11 +139,10 @@ void Executor::start_schedule(int64_t trainable_tokens) {
   if (expected_tokens_ == 0) expected_tokens_ = std::max<int64_t>(1, agreed.expected_tokens);
   // Units whose gradients were reduced earlier in this step stay in it to its end.
   std::vector<plan::Call> calls = std::move(agreed.calls);
-  for (size_t unit = 1; unit < begun_.size(); ++unit) {
-    const bool called = std::any_of(calls.begin(), calls.end(), [unit](const plan::Call& call) {
-      return at(call.unit) == unit;
-    });
-    if (begun_[unit] && !called) calls.push_back({.unit = static_cast<int>(unit), .parent = 0});
+  for (int unit = 1; unit < static_cast<int>(layout().units.size()); ++unit) {
+    const bool called = std::any_of(calls.begin(), calls.end(),
+                                    [unit](const plan::Call& call) { return call.unit == unit; });
+    if (transfers_.has_sums(unit) && !called) calls.push_back({.unit = unit, .parent = 0});
   }
   const StepPlan& plan = plans_.find(calls, micro_batches_);
   known_calls_ = std::move(calls);
@@ -384,10 +200,7 @@ void Executor::begin_step(int64_t micro_batches) {
   micro_batches_ = static_cast<int>(most);
   micro_batch_ = 0;
   packet_.begin(micro_batches, micro_batches_);
-  std::fill(begun_.begin(), begun_.end(), uint8_t{0});
-  std::fill(contents_.begin(), contents_.end(), Contents{});
-  std::fill(staged_.begin(), staged_.end(), Contents{});
-  std::fill(sums_in_stage_.begin(), sums_in_stage_.end(), -1);
+  transfers_.begin_step();
   calls_.clear();
   in_step_ = true;
   complete_ = false;
@@ -419,7 +232,7 @@ void Executor::check_forward(int unit, bool graph) const {
 }
 
 void Executor::check_still_held(int around, int unit) const {
-  if (holds(around)) return;
+  if (transfers_.holds(around)) return;
   throw ConfigError(cat(unit_text(unit), " is called inside ", unit_text(around),
                         " and has the same slot. Hint: more slots (", storage_.slots().slots(),
                         " now), at least one for each unit in the longest chain of calls inside "
@@ -429,7 +242,7 @@ void Executor::check_still_held(int around, int unit) const {
 void Executor::enter_forward(int unit, bool graph) {
   if (in_backward_) {  // A unit's forward, with what is inside it, is run again.
     if (!reach(plan::OpKind::kForward, unit)) throw_out_of_order(unit);
-    gather_on_demand(unit);
+    transfers_.gather_on_demand(unit);
     return;
   }
   check_forward(unit, graph);
@@ -441,7 +254,7 @@ void Executor::enter_forward(int unit, bool graph) {
   calls_.enter(unit, graph);
   try {
     if (scheduled() && !reach(plan::OpKind::kForward, unit)) leave_schedule();
-    gather_on_demand(unit);
+    transfers_.gather_on_demand(unit);
     for (const int call : calls_.open()) check_still_held(calls_.calls()[at(call)].unit, unit);
     if (!in_step_) gather_ahead();
   } catch (...) {
@@ -487,7 +300,7 @@ void Executor::enter_backward(int unit) {
   if (!reach(plan::OpKind::kBackward, unit)) throw_out_of_order(unit);
   backward_op_ = cursor_ - 1;
   for (const plan::Access& access : ops()[backward_op_].accesses) {
-    if (access.buffer == plan::BufferKind::kSlot) gather_on_demand(access.unit);
+    if (access.buffer == plan::BufferKind::kSlot) transfers_.gather_on_demand(access.unit);
   }
   open_[at(unit)] = 1;
   comm_->report_unit(unit);
@@ -540,7 +353,10 @@ void Executor::claim(const plan::Op& op) {
   if (std::exchange(claimed_[at(op.unit)], uint8_t{1})) return;
   satisfy(op);
   const bool sums = placement_.accumulation == plan::Accumulation::kUnsharded;
-  if (sums && std::exchange(begun_[at(op.unit)], uint8_t{1})) return;
+  if (sums) {
+    if (transfers_.has_sums(op.unit)) return;
+    transfers_.begin_sums(op.unit);
+  }
   for (const int b : layout().of_unit[at(op.unit)])
     std::fill(arrived_[at(b)].begin(), arrived_[at(b)].end(), uint8_t{0});
 }
@@ -633,7 +449,7 @@ StepStats Executor::finish_step(const StepOptions& options, const std::function<
     if (!options.skip_non_finite) throw_non_finite(stats, contents);
     stats.skipped = true;
   }
-  ++step_;
+  transfers_.set_step(++step_ + 1);
   if (stats.trainable_tokens > 0 && !stats.skipped) {
     ++updates_;
     satisfy(ops()[cursor_]);
@@ -663,20 +479,10 @@ void Executor::throw_non_finite(const StepStats& stats, const PacketContents& co
 }
 
 void Executor::end_step() {
-  ++version_;
-  fence();
+  transfers_.parameters_changed();
   previous_tickets_.swap(tickets_);
   previous_plan_ = plan_;
-  if (!options_.poison) return;
-  for (size_t slot = 0; slot < storage_.slots().slot_bytes.size(); ++slot)
-    poison(static_cast<int>(slot));
-}
-
-void Executor::poison(int slot) {
-  const std::span<std::byte> memory = storage_.slot(slot);
-  compute().poison(memory.data(), memory.size());
-  for (size_t b = 0; b < held_.size(); ++b)
-    if (storage_.slots().slot[at(layout().buckets[b].unit)] == slot) held_[b] = 0;
+  if (options_.poison) transfers_.poison_slots();
 }
 
 }  // namespace fsdp::engine

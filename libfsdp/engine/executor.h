@@ -14,9 +14,6 @@
 // model may leave out calls that the schedule holds, on each rank others. Forwards outside of a
 // step (evaluation) always run on demand; what the forward before called next is on its way
 // already.
-//
-// Note [Held] A frozen bucket that has a slot for itself is gathered once, until somebody publishes
-// parameters: the gather of its unit leaves it out.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +30,7 @@
 #include "libfsdp/engine/step_packet.h"
 #include "libfsdp/engine/step_plans.h"
 #include "libfsdp/engine/storage.h"
+#include "libfsdp/engine/unit_transfers.h"
 #include "libfsdp/optim/clip.h"
 #include "libfsdp/optim/optimizer.h"
 
@@ -146,11 +144,6 @@ class Executor {
   StepStats finish_step(const StepOptions& options, const std::function<void()>& update = {});
 
  private:
-  struct Contents {
-    int unit = -1;
-    int64_t version = -1;
-  };
-
   bool scheduled() const { return in_step_ && scheduled_; }
   const std::vector<plan::Op>& ops() const { return plan_->schedule.ops; }
   void follow(const StepPlan& plan, size_t cursor);
@@ -158,21 +151,8 @@ class Executor {
   void start_schedule(int64_t trainable_tokens);
   std::string unit_text(int unit) const;
 
-  void gather_on_demand(int unit);
   void gather_all_on_demand();
   void gather_ahead();
-  bool holds(int unit) const;
-  std::vector<uint8_t> find_holdable() const;
-  bool is_held(int unit) const;
-  comm::Ticket begin_gather(int unit);
-  comm::Ticket begin_reduce(int unit);
-  comm::Ticket begin_reduce_outer(int unit);
-  comm::Ticket begin_gather_outer(int unit);
-  uint64_t begin_fetch(int unit);
-  uint64_t begin_fetch_sums(int unit);
-  uint64_t begin_store_sums(int unit);
-  uint64_t copy_sums(int unit, bool to_host);
-  void fence();
   /// What the plan has on the streams of communication and copies.
   void begin_beside(size_t index);
   bool is_issued(const plan::Op& op) const;
@@ -191,7 +171,6 @@ class Executor {
   void claim(const plan::Op& collect);
   void collect(const plan::Op& op);
   void zero_missing_gradients(int unit);
-  void poison(int slot);
   void ghost_micro_batch();
   std::string where() const;
 
@@ -203,23 +182,13 @@ class Executor {
   plan::Placement placement_;
   ExecutorOptions options_;
   Storage storage_;
+  UnitTransfers transfers_;
   StepPlans plans_;
-  std::vector<int> shard_group_;
-  std::vector<int> replica_group_;
-  std::vector<int> world_;
   std::function<void(int)> collector_;
 
-  std::vector<plan::Call> known_calls_;      // Of a micro-batch, as last seen.
-  std::vector<plan::Call> last_forward_;     // Calls of the last one outside of a step.
-  bool as_before_ = false;                   // This one has called the same so far.
-  std::vector<Contents> contents_;           // By slot.
-  std::vector<comm::Ticket> gathers_;        // By slot: the last into it.
-  std::vector<uint8_t> holdable_;            // By bucket: see Note [Held].
-  std::vector<uint8_t> held_;                // Likewise: it lies in its slot.
-  std::vector<Contents> staged_;             // By stage.
-  std::vector<comm::Ticket> stage_readers_;  // By stage: the last gather from it.
-  std::vector<int> sums_in_stage_;  // By gradient stage: whose of this step; -1 = nobody's.
-  int64_t version_ = 0;             // Of the parameters.
+  std::vector<plan::Call> known_calls_;   // Of a micro-batch, as last seen.
+  std::vector<plan::Call> last_forward_;  // Calls of the last one outside of a step.
+  bool as_before_ = false;                // This one has called the same so far.
 
   // The current step.
   bool in_step_ = false;
@@ -235,19 +204,14 @@ class Executor {
   const StepPlan* plan_ = nullptr;
   const StepPlan* previous_plan_ = nullptr;  // Of the step before, if it was followed to its end.
   size_t cursor_ = 0;
-  size_t backward_op_ = 0;  // That was entered last.
-  struct Begun {
-    comm::Ticket ticket;
-    uint64_t copy = 0;
-  };
-  std::vector<Begun> tickets_;           // By operation.
-  std::vector<Begun> previous_tickets_;  // Of the step before.
-  CallRecord calls_;                     // Of the micro-batch under way.
+  size_t backward_op_ = 0;                              // That was entered last.
+  std::vector<UnitTransfers::Begun> tickets_;           // By operation.
+  std::vector<UnitTransfers::Begun> previous_tickets_;  // Of the step before.
+  CallRecord calls_;                                    // Of the micro-batch under way.
   StepPacket packet_;
   ShardOptimizers optimizers_;
-  std::vector<uint8_t> open_;     // By unit: its backward has begun and not ended.
-  std::vector<uint8_t> claimed_;  // By unit: its gradient slot may be written.
-  std::vector<uint8_t> begun_;    // By unit: gradients of this step lie in shard or slot.
+  std::vector<uint8_t> open_;                  // By unit: its backward has begun and not ended.
+  std::vector<uint8_t> claimed_;               // By unit: its gradient slot may be written.
   std::vector<std::vector<uint8_t>> arrived_;  // By bucket and segment: lies in the slot.
 };
 
