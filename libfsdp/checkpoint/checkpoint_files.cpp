@@ -27,6 +27,7 @@ namespace {
 
 constexpr std::string_view kCheckpointPrefix = "checkpoint-";
 constexpr std::string_view kTemporaryPrefix = ".tmp-checkpoint-";
+constexpr std::string_view kModelPrefix = ".tmp-model-";
 constexpr std::string_view kRemovedPrefix = ".tmp-removed-";
 constexpr std::string_view kLatestPrefix = ".tmp-latest-";
 constexpr std::string_view kOldPrefix = ".old-checkpoint-";
@@ -112,7 +113,7 @@ void remove_tree_quietly(const std::string& path) noexcept {
 
 bool is_leftover(std::string_view name) {
   return name.starts_with(kTemporaryPrefix) || name.starts_with(kRemovedPrefix) ||
-         name.starts_with(kLatestPrefix);
+         name.starts_with(kModelPrefix) || name.starts_with(kLatestPrefix);
 }
 
 }  // namespace
@@ -123,6 +124,8 @@ std::optional<int64_t> step_of_name(std::string_view name) {
   if (!name.starts_with(kCheckpointPrefix)) return std::nullopt;
   return number_of(name.substr(kCheckpointPrefix.size()));
 }
+
+std::string temporary_model_name() { return joined(kModelPrefix, nonce()); }
 
 std::optional<int64_t> step_of_old_name(std::string_view name) {
   if (!name.starts_with(kOldPrefix)) return std::nullopt;

@@ -18,6 +18,9 @@ inline constexpr std::string_view kLatestFile = "latest";
 std::string checkpoint_name(int64_t step);
 std::optional<int64_t> step_of_name(std::string_view name);
 
+/// ".tmp-model-<nonce>": of files that will be moved up into the directory around it.
+std::string temporary_model_name();
+
 /// "out/" -> "out".
 std::string without_end_slash(std::string path);
 

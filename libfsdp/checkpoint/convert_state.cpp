@@ -1,18 +1,13 @@
 #include "libfsdp/checkpoint/convert_state.h"
 
 #include <algorithm>
-#include <filesystem>
-#include <system_error>
 #include <utility>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/checkpoint/checkpoint_files.h"
 #include "libfsdp/checkpoint/save_plan.h"
 
 namespace fsdp::checkpoint {
 namespace {
-
-namespace fs = std::filesystem;
 
 /// Rows [rank * n, (rank + 1) * n) of the tensor, n = rows / shards rounded up, as torch.chunk cuts
 /// them; a scalar is rank 0's.
@@ -61,31 +56,6 @@ int64_t write_converted(const StateDict& state, const ConvertedForm& form,
     bytes += tensor_bytes(writer);
   }
   return bytes;
-}
-
-StagedDirectory::StagedDirectory(std::string directory)
-    : directory_(std::move(directory)),
-      path_(io::temporary_name((fs::path(directory_) / "").string())) {
-  make_directory(path_);
-}
-
-StagedDirectory::~StagedDirectory() {
-  std::error_code ignored;
-  fs::remove_all(path_, ignored);
-}
-
-void StagedDirectory::publish() {
-  std::vector<std::string> names = names_in(path_);
-  // Readers look for config.json and the index first; what those promise is then there.
-  const auto turn = [](const std::string& name) {
-    return name == "config.json" ? 2 : name.ends_with(".index.json") ? 1 : 0;
-  };
-  std::stable_sort(names.begin(), names.end(),
-                   [&](const std::string& a, const std::string& b) { return turn(a) < turn(b); });
-  io::sync_directory(path_);
-  for (const std::string& name : names)
-    io::rename_file((fs::path(path_) / name).string(), (fs::path(directory_) / name).string());
-  io::sync_directory(directory_);
 }
 
 }  // namespace fsdp::checkpoint

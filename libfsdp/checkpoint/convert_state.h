@@ -24,25 +24,4 @@ struct ConvertedForm {
 int64_t write_converted(const StateDict& state, const ConvertedForm& form,
                         const std::string& directory);
 
-/// Files of a directory that is being made: written in a directory within it, and moved up at the
-/// end, config.json last. Removed with the object if that did not happen.
-class StagedDirectory {
- public:
-  /// `directory` exists. Throws: ConfigError, HostResourceError.
-  explicit StagedDirectory(std::string directory);
-  StagedDirectory(const StagedDirectory&) = delete;
-  StagedDirectory& operator=(const StagedDirectory&) = delete;
-  ~StagedDirectory();
-
-  /// Where to write.
-  const std::string& path() const { return path_; }
-
-  /// Throws: HostResourceError.
-  void publish();
-
- private:
-  std::string directory_;
-  std::string path_;
-};
-
 }  // namespace fsdp::checkpoint

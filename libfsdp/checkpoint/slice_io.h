@@ -1,10 +1,8 @@
-// One reader and one writer of model files for sharded ranks: each rank touches only its own byte
-// ranges.
+// Reads model files for sharded ranks: each rank only its own byte ranges.
 #pragma once
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -48,60 +46,5 @@ void check_names(const io::HfWeights& weights, std::span<const io::NamedShape> e
 /// for a slice outside its tensor.
 void load_slices(const io::HfWeights& weights, std::span<const TensorSlice> slices,
                  const SliceSink& sink, int64_t chunk_bytes = kDefaultChunkBytes);
-
-/// Writes the weights of a model directory by all ranks at once, without a gather.
-///
-/// Every rank constructs it from the same arguments. Then: rank 0 create() | barrier | every rank
-/// write() for its slices | barrier | rank 0 commit(). Files are written aside and take their names
-/// in commit(). The barriers are the caller's.
-class HfSave {
- public:
-  HfSave(std::string directory, std::span<const io::NamedShape> tensors, DType dtype,
-         int64_t max_shard_bytes = io::kDefaultMaxShardBytes);
-  HfSave(const HfSave&) = delete;
-  HfSave& operator=(const HfSave&) = delete;
-  /// abort(), when create() was called here and commit() was not, or when an exception ends the
-  /// save: whoever is left removes the files of a rank that died.
-  ~HfSave();
-
-  /// Makes the temporary files in their final size, with headers. Leftovers of a killed save are
-  /// replaced. Throws: HostResourceError when the disk is too small, ConfigError when the directory
-  /// cannot be written.
-  void create();
-
-  /// Converts and writes one slice; values.size() == slice.numel. Elements that no rank writes stay
-  /// zero: compare the ranks' sum of written_numel() with total_numel(). Throws: HostResourceError;
-  /// InternalError for an unknown name or a slice outside its tensor.
-  void write(const TensorSlice& slice, std::span<const float> values);
-
-  /// Syncs and renames all files, the index last, then removes weights files of an older save.
-  ///
-  /// A reader at any instant sees the old model, the new one, or (when files of an older index are
-  /// being replaced) no index at all, never a mix.
-  void commit();
-
-  /// Removes the temporary files; for any rank, any number of times. Never throws.
-  void abort() noexcept;
-
-  int64_t written_numel() const { return written_numel_; }
-  int64_t total_numel() const { return total_numel_; }
-
- private:
-  std::string final_path(std::string_view file_name) const;
-  std::string temporary_path(size_t file) const;
-  const io::File& temporary_file(size_t file);
-  void remove_stale_files() const;
-
-  std::string directory_;
-  DType dtype_;
-  io::HfWritePlan plan_;
-  std::map<std::string, io::HfWritePlan::Place, std::less<>> places_;
-  std::vector<io::File> files_;  // Opened at the first write.
-  std::vector<std::byte> buffer_;
-  int64_t written_numel_ = 0;
-  int64_t total_numel_ = 0;
-  bool owns_temporaries_ = false;
-  int exceptions_before_;
-};
 
 }  // namespace fsdp::checkpoint

@@ -137,35 +137,29 @@ Json GgufLlama::generation_config() const {
   return document;
 }
 
-void GgufLlama::read(const std::string& hf_name, const Sink& sink) const {
+void GgufLlama::read(const std::string& hf_name, int64_t at, std::span<float> out) const {
   const GgufTensor* tensor = file_.find(gguf_name(hf_name));
   check(tensor != nullptr, cat("the GGUF file has no ", hf_name));
   if (hf_name.find(".q_proj.") != std::string::npos ||
       hf_name.find(".k_proj.") != std::string::npos) {
-    return read_interleaved(*tensor, sink);
+    return read_interleaved(*tensor, at, out);
   }
-  constexpr int64_t kPartNumel = 1 << 20;
-  std::vector<float> values;
-  for (int64_t at = 0; at < tensor->numel; at += kPartNumel) {
-    values.resize(static_cast<size_t>(std::min(kPartNumel, tensor->numel - at)));
-    file_.read(*tensor, at, values);
-    sink(at, values);
-  }
+  file_.read(*tensor, at, out);
 }
 
 /// llama.cpp rotates neighbouring pairs, Hugging Face the two halves of a head: row 2j + s there is
 /// row s * dim/2 + j here.
-void GgufLlama::read_interleaved(const GgufTensor& tensor, const Sink& sink) const {
+void GgufLlama::read_interleaved(const GgufTensor& tensor, int64_t at, std::span<float> out) const {
   const int64_t head_dim = config_.head_dim;
   const int64_t row_numel = tensor.numel / tensor.shape[0];  // 1 for a bias.
-  std::vector<float> head(static_cast<size_t>(head_dim * row_numel)), halves(head.size());
-  for (int64_t at = 0; at < tensor.numel; at += head_dim * row_numel) {
-    file_.read(tensor, at, head);
-    for (int64_t row = 0; row < head_dim; ++row) {
-      const int64_t to = row % 2 * (head_dim / 2) + row / 2;
-      std::copy_n(head.begin() + row * row_numel, row_numel, halves.begin() + to * row_numel);
-    }
-    sink(at, halves);
+  while (!out.empty()) {
+    const int64_t row = at / row_numel, column = at % row_numel;
+    const int64_t in_head = row % head_dim;
+    const int64_t theirs = row - in_head + in_head % (head_dim / 2) * 2 + in_head / (head_dim / 2);
+    const auto numel = std::min(row_numel - column, static_cast<int64_t>(out.size()));
+    file_.read(tensor, theirs * row_numel + column, out.first(static_cast<size_t>(numel)));
+    out = out.subspan(static_cast<size_t>(numel));
+    at += numel;
   }
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string>
 
@@ -13,9 +12,6 @@ namespace fsdp::io {
 
 class GgufLlama {
  public:
-  /// Receives elements [at, at + values.size()) of a tensor.
-  using Sink = std::function<void(int64_t at, std::span<const float> values)>;
-
   /// Opens the file, derives the configuration, and checks that every tensor is there in its shape.
   /// Throws: ModelError, also for an architecture other than llama and for rotary scaling that GGUF
   /// hides in tensors.
@@ -29,16 +25,16 @@ class GgufLlama {
   /// generation_config.json: the special tokens.
   Json generation_config() const;
 
-  /// A tensor of config().expected_tensors(), from front to back in parts of at most a few MB (one
-  /// head of q and k, whose rows llama.cpp interleaves and this puts back). Throws: ModelError;
-  /// InternalError for an unknown name.
-  void read(const std::string& hf_name, const Sink& sink) const;
+  /// Elements [at, at + out.size()) of a tensor of config().expected_tensors(). (The rows of a head
+  /// of q and k, which llama.cpp interleaves, are put back.) Throws: ModelError; InternalError for
+  /// an unknown name or elements outside the tensor.
+  void read(const std::string& hf_name, int64_t at, std::span<float> out) const;
 
  private:
   GgufLlama(GgufFile file, HfModelConfig config)
       : file_(std::move(file)), config_(std::move(config)) {}
   void check_tensors() const;
-  void read_interleaved(const GgufTensor& tensor, const Sink& sink) const;
+  void read_interleaved(const GgufTensor& tensor, int64_t at, std::span<float> out) const;
 
   GgufFile file_;
   HfModelConfig config_;

@@ -1,21 +1,18 @@
 #include "libfsdp/lora/peft_files.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <limits>
 #include <set>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/checkpoint/load_state.h"
-#include "libfsdp/checkpoint/save_plan.h"
+#include "libfsdp/checkpoint/model_save.h"
 #include "libfsdp/checkpoint/verdict.h"
 #include "libfsdp/lora/parameter_names.h"
 #include "libfsdp/shard/state_dict.h"
 
 namespace fsdp::lora {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr const char* kStem = "adapter_model";
 constexpr const char* kConfigFile = "adapter_config.json";
@@ -64,17 +61,6 @@ void check_updated(ShardedCore& core, const checkpoint::StateDict& state, const 
   }
 }
 
-std::string temporary_folder(const std::string& directory) {
-  return (fs::path(directory) / ".tmp-adapter").string();
-}
-
-void write_files(const checkpoint::SavePlan& plan, const checkpoint::StateDict& state, int rank,
-                 const std::string& folder) {
-  checkpoint::RangeWriter writer(folder);
-  checkpoint::write_state(plan, state, rank, writer);
-  writer.finish();
-}
-
 }  // namespace
 
 checkpoint::StateDict adapter_state(ShardedCore& core, const Adapters& adapters,
@@ -97,43 +83,11 @@ checkpoint::StateDict adapter_state(ShardedCore& core, const Adapters& adapters,
 
 void save_adapter(ShardedCore& core, const Adapters& adapters, const std::string& directory,
                   const std::string& name) {
-  comm::Communicator& comm = core.comm();
   const checkpoint::StateDict state = adapter_state(core, adapters, name);
   check_updated(core, state, "adapter");
-  const checkpoint::Verdict verdict(comm);
-  const std::string folder = temporary_folder(directory);
-  const checkpoint::SavePlan plan = checkpoint::plan_full(
-      state, {.stem = kStem, .max_file_bytes = std::numeric_limits<int64_t>::max()});
-  checkpoint::Outcome made;
-  if (comm.rank() == 0) {
-    made.run([&] {
-      fs::remove_all(folder);
-      fs::create_directories(folder);
-    });
-  }
-  verdict.agree(made, "folder of the adapter");
-  checkpoint::Outcome written;
-  written.run([&] { write_files(plan, state, comm.rank(), folder); });
-  try {
-    verdict.agree(written, "adapter is written");
-  } catch (...) {
-    std::error_code ignored;
-    if (comm.rank() == 0) fs::remove_all(folder, ignored);
-    throw;
-  }
-  checkpoint::Outcome named;
-  if (comm.rank() == 0) {
-    named.run([&] {
-      for (const auto& file : plan.files)
-        io::rename_file((fs::path(folder) / file.name).string(),
-                        (fs::path(directory) / file.name).string());
-      fs::remove_all(folder);
-      io::sync_directory(directory);
-      io::write_text_atomic((fs::path(directory) / kConfigFile).string(),
-                            adapter_config_text(adapters.config(name)));
-    });
-  }
-  verdict.agree(named, "adapter is saved");
+  checkpoint::save_model(core.comm(), directory, state,
+                         {.stem = kStem, .max_file_bytes = std::numeric_limits<int64_t>::max()},
+                         {{kConfigFile, adapter_config_text(adapters.config(name))}});
 }
 
 void load_adapter(ShardedCore& core, const Adapters& adapters, const std::string& directory,

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/checkpoint/model_save.h"
 #include "libfsdp/checkpoint/slice_io.h"
 
 namespace fsdp {
@@ -22,6 +23,29 @@ std::vector<std::string> all_aliases(const ShardedCore& core, std::span<const st
     aliases.insert(aliases.end(), info.aliases.begin(), info.aliases.end());
   }
   return aliases;
+}
+
+/// All parameters as fp32: the masters, where there are such.
+checkpoint::StateDict exact_weights(const ShardedCore& core) {
+  std::map<std::string, OwnedSlice> owned;
+  for (OwnedSlice& piece : core.owned_slices()) {
+    const std::string name = piece.name;
+    check(owned.emplace(name, std::move(piece)).second, "a parameter lies in two pieces");
+  }
+  checkpoint::StateDict state;
+  for (const ParameterInfo& info : core.parameters()) {
+    checkpoint::TensorPart part{.name = info.name, .shape = info.shape};
+    if (const auto piece = owned.find(info.name); piece != owned.end()) {
+      part.at = piece->second.param_at;
+      part.numel = piece->second.numel;
+      part.saved = core.writes_state();
+      part.read = [&core, piece = piece->second](int64_t at, std::span<std::byte> to) {
+        core.load(piece, at, {reinterpret_cast<float*>(to.data()), to.size() / sizeof(float)});
+      };
+    }
+    state.tensors.push_back(std::move(part));
+  }
+  return state;
 }
 
 }  // namespace
@@ -55,30 +79,8 @@ void load_weights(ShardedCore& core, const io::HfWeights& weights,
 
 void save_weights(ShardedCore& core, const std::filesystem::path& directory, DType dtype,
                   int64_t max_file_bytes) {
-  comm::Communicator& comm = core.comm();
-  checkpoint::HfSave save(directory.string(), named_shapes(core), dtype, max_file_bytes);
-  if (comm.rank() == 0) save.create();
-  comm.barrier(comm::make_tag("files are made"));
-  if (core.writes_state()) {
-    constexpr int64_t kChunk = int64_t{1} << 20;
-    std::vector<float> values;
-    for (const OwnedSlice& piece : core.owned_slices()) {
-      for (int64_t at = 0; at < piece.numel; at += kChunk) {
-        values.resize(static_cast<size_t>(std::min(kChunk, piece.numel - at)));
-        core.load(piece, at, values);
-        save.write({.name = piece.name,
-                    .param_at = piece.param_at + at,
-                    .numel = static_cast<int64_t>(values.size()),
-                    .shard_at = piece.shard_at + at},
-                   values);
-      }
-    }
-  }
-  const int64_t written = comm.sum(save.written_numel(), "elements written");
-  check(written == save.total_numel(),
-        cat("a save wrote ", written, " of ", save.total_numel(), " elements"));
-  if (comm.rank() == 0) save.commit();
-  comm.barrier(comm::make_tag("files are committed"));
+  checkpoint::save_model(core.comm(), directory.string(), exact_weights(core),
+                         {.dtype = dtype, .max_file_bytes = max_file_bytes});
 }
 
 }  // namespace fsdp

@@ -27,9 +27,8 @@ void load_weights(ShardedCore& core, const io::HfWeights& weights,
 /// Writes all parameters into `directory` as the final model.safetensors (or numbered files and
 /// their index).
 ///
-/// Collective. No gather: all ranks write their ranges of the same files, which take their names
-/// when all are complete. Memory: a buffer of 4 MiB. Throws HostResourceError (full disk) or
-/// CommError; then no file has changed.
+/// Collective. No gather: checkpoint::save_model(). Memory: 4 MiB. Throws HostResourceError (full
+/// disk) or CommError; then no file has changed.
 void save_weights(ShardedCore& core, const std::filesystem::path& directory, DType dtype,
                   int64_t max_file_bytes = io::kDefaultMaxShardBytes);
 

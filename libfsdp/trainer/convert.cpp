@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -13,6 +14,7 @@
 #include "libfsdp/checkpoint/convert_gguf.h"
 #include "libfsdp/checkpoint/convert_state.h"
 #include "libfsdp/checkpoint/llama_pth.h"
+#include "libfsdp/checkpoint/staged_directory.h"
 #include "libfsdp/checkpoint/torch_files.h"
 #include "libfsdp/text/gguf_tokenizer.h"
 #include "libfsdp/text/tokenizer.h"
@@ -46,6 +48,7 @@ struct Source {
   std::optional<io::HfModelConfig> config;
   std::string stem = "model";        // Of the full form's files.
   std::vector<std::string> skipped;  // Values that are no tensors.
+  std::function<void(const fs::path& to)> write_companions = {};
 };
 
 int64_t file_bytes(const checkpoint::StateDict& state, std::optional<DType> dtype) {
@@ -179,26 +182,38 @@ Source open_folder(const fs::path& folder) {
   return source;
 }
 
+/// Torch's files are zip archives; whatever else is one file is taken for GGUF, which names what is
+/// wrong with it.
+bool is_torch_file(const fs::path& from) {
+  const std::string extension = from.extension().string();
+  return extension == ".pth" || extension == ".pt" || extension == ".bin";
+}
+
+Source open_gguf(const fs::path& from) {
+  const auto model = std::make_shared<const io::GgufLlama>(io::GgufLlama::open(from.string()));
+  const auto tokenizer = text::Tokenizer::from_gguf(vocabulary_of(model->file().metadata()));
+  return {.state = checkpoint::gguf_state(model),
+          .config = model->config(),
+          .write_companions = [model, tokenizer](const fs::path& to) {
+            tokenizer.save(to);
+            io::write_text_atomic((to / "generation_config.json").string(),
+                                  model->generation_config().dump(2) + "\n");
+          }};
+}
+
 Source open_source(const fs::path& from) {
-  if (fs::is_directory(from)) return open_folder(from);
+  if (fs::is_directory(from)) {
+    Source source = open_folder(from);
+    source.write_companions = [from](const fs::path& to) { copy_companions(from, to); };
+    return source;
+  }
+  if (!is_torch_file(from)) return open_gguf(from);
   Source source;
   describe(source, checkpoint::find_in_pth(from.string()), from.parent_path());
   return source;
 }
 
-void report(const ConvertOptions& options, int64_t bytes, size_t tensors) {
-  std::printf("converted: %s, %lld bytes in %zu tensors\n", options.to.c_str(),
-              static_cast<long long>(bytes), tensors);
-}
-
-void convert_folder(const ConvertOptions& options, std::optional<DType> dtype) {
-  Source source = open_source(options.from);
-  keep_prefix(source.state, options.prefix, options.from);
-  check_shapes(source, options.from);
-  if (!source.skipped.empty())
-    log::warning(cat(options.from.string(), ": ", source.skipped.size(),
-                     " values are no tensors and stay behind: ", source.skipped.front(),
-                     source.skipped.size() > 1 ? ", ..." : ""));
+void write(const ConvertOptions& options, const Source& source, std::optional<DType> dtype) {
   prepare_output_dir(options.to, false, file_bytes(source.state, dtype));
   checkpoint::StagedDirectory staged(options.to.string());
   const int64_t bytes = checkpoint::write_converted(
@@ -208,42 +223,13 @@ void convert_folder(const ConvertOptions& options, std::optional<DType> dtype) {
        .stem = source.stem,
        .max_file_bytes = io::parse_bytes(options.max_shard_size)},
       staged.path());
-  const fs::path folder = fs::is_directory(options.from) ? options.from : fs::path();
-  if (!folder.empty()) copy_companions(folder, staged.path());
+  if (source.write_companions) source.write_companions(staged.path());
   if (source.config)
     io::write_text_atomic((fs::path(staged.path()) / "config.json").string(),
                           source.config->to_json(main_dtype(source.state, dtype)).dump(2) + "\n");
   staged.publish();
-  report(options, bytes, source.state.tensors.size());
-}
-
-void convert_gguf_file(const ConvertOptions& options, DType dtype) {
-  if (options.format != "full" || !options.prefix.empty())
-    throw ConfigError(
-        "[convert] a GGUF file becomes a model in the full format. Hint: convert the result "
-        "again.");
-  const auto model = io::GgufLlama::open(options.from.string());
-  const auto tokenizer = text::Tokenizer::from_gguf(vocabulary_of(model.file().metadata()));
-  checkpoint::StateDict sizes;
-  for (const auto& tensor : model.config().expected_tensors()) {
-    int64_t numel = 1;
-    for (const auto size : tensor.shape) numel *= size;
-    sizes.tensors.push_back({.name = tensor.name, .numel = numel});
-  }
-  const int64_t bytes = file_bytes(sizes, dtype);
-  prepare_output_dir(options.to, false, bytes);
-  checkpoint::StagedDirectory staged(options.to.string());
-  tokenizer.save(staged.path());
-  checkpoint::convert_gguf(model, staged.path(), dtype, io::parse_bytes(options.max_shard_size));
-  staged.publish();
-  report(options, bytes, sizes.tensors.size());
-}
-
-/// Torch's files are zip archives; whatever else is one file is taken for GGUF, which names what is
-/// wrong with it.
-bool is_torch_file(const fs::path& from) {
-  const std::string extension = from.extension().string();
-  return extension == ".pth" || extension == ".pt" || extension == ".bin";
+  std::printf("converted: %s, %lld bytes in %zu tensors\n", options.to.c_str(),
+              static_cast<long long>(bytes), source.state.tensors.size());
 }
 
 }  // namespace
@@ -251,11 +237,14 @@ bool is_torch_file(const fs::path& from) {
 void run_convert(const ConvertOptions& options) {
   std::optional<DType> dtype;
   if (options.dtype != "auto") dtype = dtype_from_name(options.dtype);
-  if (fs::is_directory(options.from) || is_torch_file(options.from)) {
-    convert_folder(options, dtype);
-  } else {
-    convert_gguf_file(options, dtype.value_or(DType::kF32));
-  }
+  Source source = open_source(options.from);
+  keep_prefix(source.state, options.prefix, options.from);
+  check_shapes(source, options.from);
+  if (!source.skipped.empty())
+    log::warning(cat(options.from.string(), ": ", source.skipped.size(),
+                     " values are no tensors and stay behind: ", source.skipped.front(),
+                     source.skipped.size() > 1 ? ", ..." : ""));
+  write(options, source, dtype);
 }
 
 }  // namespace fsdp::trainer

@@ -4,6 +4,7 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/checkpoint/convert_state.h"
+#include "libfsdp/checkpoint/staged_directory.h"
 #include "libfsdp/io/file.h"
 #include "libfsdp/lora/merge.h"
 #include "libfsdp/trainer/model_files.h"

@@ -4,8 +4,10 @@
 #include <numeric>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/checkpoint/convert_state.h"
 #include "libfsdp/checkpoint/slice_io.h"
 #include "libfsdp/io/hf_config.h"
+#include "tests/unit/checkpoint/memory_state.h"
 #include "tests/unit/io/expect_error.h"
 #include "tests/unit/io/temp_dir.h"
 
@@ -54,16 +56,15 @@ void write_config(const std::string& directory, const io::HfModelConfig& config)
 
 void save_eighths(const std::string& directory, std::span<const io::NamedShape> tensors) {
   std::filesystem::create_directories(directory);
-  HfSave save(directory, tensors, DType::kBF16, 20'000);
-  save.create();
+  MemoryState state;
   for (const io::NamedShape& tensor : tensors) {
-    const int64_t numel =
-        std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
-    std::vector<float> values(static_cast<size_t>(numel));
+    state.add(tensor.name, DType::kF32, tensor.shape);
+    std::vector<float> values(static_cast<size_t>(state.tensors.back().numel()));
     for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i) / 8;
-    save.write({tensor.name, 0, numel, 0}, values);
+    std::memcpy(state.tensors.back().bytes.data(), values.data(),
+                state.tensors.back().bytes.size());
   }
-  save.commit();
+  write_converted(state.state(0, 1), {.dtype = DType::kBF16, .max_file_bytes = 20'000}, directory);
 }
 
 /// Our plan for the same tensors names the same files with the same first bytes.
