@@ -9,9 +9,9 @@
 #include "libfsdp/comm/agreement.h"
 #include "libfsdp/comm/collective_checks.h"
 #include "libfsdp/comm/control/control.h"
-#include "libfsdp/comm/control/rank_state.h"
 #include "libfsdp/comm/os/mapping.h"
 #include "libfsdp/comm/os/quiet_thread.h"
+#include "libfsdp/gloo/rank_signs.h"
 #include "libfsdp/kernels/fold.h"
 
 namespace fsdp::gloo {
@@ -27,24 +27,6 @@ constexpr int kMessages = 1;          // Channels of the mesh.
 constexpr int kData = 2;
 constexpr double kGoodbyeSeconds = 60;
 constexpr double kWordSeconds = 1.5;  // For the reason of a broken connection to come.
-
-RankState as_state(int rank, const SignOfLife& sign, const std::vector<std::string>& names) {
-  const auto name = [&](int32_t unit) -> std::string_view {
-    return static_cast<size_t>(unit) < names.size() ? names[unit] : std::string_view();
-  };
-  RankState state;
-  state.rank = rank;
-  state.presence = sign.presence;
-  state.step = sign.step;
-  state.phase.assign(sign.phase, strnlen(sign.phase, sizeof(sign.phase)));
-  if (sign.unit >= 0) state.computes = unit_text(sign.unit, name(sign.unit));
-  state.waits_for = sign.waits_for;
-  if (sign.waits_for >= 0)
-    state.waits_in = describe_briefly(sign.waits_in, name(sign.waits_in.unit));
-  state.waited_s = sign.waited_s;
-  if (sign.begun != 0) state.last = describe_briefly(sign.last, name(sign.last.unit));
-  return state;
-}
 
 class OwnBlock final : public SymmetricMemory {
  public:
@@ -105,27 +87,6 @@ struct GlooCommunicator::Inbox {
   int next = 0;
 };
 
-/// What has gone wrong, and the wait that is to hear of it.
-struct GlooCommunicator::Trouble {
-  std::mutex mutex;
-  std::string failed;             // Everything throws this.
-  std::vector<std::string> lost;  // Why nothing will come from a rank, by rank.
-  std::vector<uint64_t> left_at;  // Collectives that a rank has begun before it left.
-  Transfer* waiting = nullptr;
-  int member = -1;
-  uint64_t sequence = 0;
-  Tag what;
-  double since = 0;
-  double waited_s = 0;
-  /// Whether nothing will come from `rank` for the collective at this place.
-  bool is_hopeless(int rank, uint64_t at) const {
-    return !failed.empty() || !lost[rank].empty() || left_at[rank] < at;
-  }
-  void wake_if_hopeless() {
-    if (waiting != nullptr && is_hopeless(member, sequence)) waiting->abort();
-  }
-};
-
 // ---- Coming and going ----
 
 GlooCommunicator::GlooCommunicator(const Place& place, const CommOptions& options,
@@ -135,13 +96,11 @@ GlooCommunicator::GlooCommunicator(const Place& place, const CommOptions& option
       size_(place.size),
       options_(options),
       local_(std::move(local)),
-      trouble_(std::make_unique<Trouble>()),
+      failures_(place.size),
       hub_(std::move(hub)),
       pending_(std::make_unique<std::array<Pending, kPlaces>>()),
       inboxes_(place.size) {
   for (int peer = 0; peer < size_; ++peer) world_.push_back(peer);
-  trouble_->lost.resize(size_);
-  trouble_->left_at.resize(size_, UINT64_MAX);
   control_ = std::make_unique<ControlChannel>(place.host, place.port, rank_, size_, place.token,
                                               place.join_timeout_s, options, events());
   control_->start();
@@ -190,13 +149,8 @@ void GlooCommunicator::close() {
     stop_ = true;
   }
   wake_.notify_all();
-  bool failed;
-  {
-    const std::lock_guard lock(trouble_->mutex);
-    failed = !trouble_->failed.empty();
-    if (finished_ < begun_ && !failed) trouble_->failed = "[comm] this rank has left";
-    trouble_->wake_if_hopeless();
-  }
+  const bool failed = failures_.failed();
+  if (finished_ < begun_) failures_.fail("[comm] this rank has left");
   if (driver_.joinable()) driver_.join();
   // The peers may still take what this rank has sent them.
   if (!failed) control_->leave(finished_, std::min(options_.timeout_s, kGoodbyeSeconds));
@@ -211,7 +165,7 @@ void GlooCommunicator::close() {
 GlooCommunicator::Pending& GlooCommunicator::post(CollectiveKind kind, DType dtype,
                                                   const Group& group, uint64_t offset,
                                                   uint32_t memory, int64_t bytes, Tag tag) {
-  throw_if_failed();
+  failures_.throw_if_failed();
   require_member(group, rank_);
   if (begun_ >= kPlaces) finish({begun_ + 1 - kPlaces});
   Pending& pending = (*pending_)[(begun_ + 1) % kPlaces];
@@ -322,7 +276,7 @@ void GlooCommunicator::barrier(Tag tag) {
 void GlooCommunicator::finish(Ticket ticket) {
   check(ticket.sequence <= begun_, "a ticket of another communicator");
   if (ticket.sequence == 0) return;
-  throw_if_failed();
+  failures_.throw_if_failed();
   drive_until(ticket.sequence);
 }
 
@@ -330,7 +284,7 @@ void GlooCommunicator::drive_until(uint64_t sequence) {
   if (finished_ >= sequence) return;
   const std::lock_guard lock(driving_);
   while (finished_ < sequence) {
-    throw_if_failed();
+    failures_.throw_if_failed();
     drive_next();
   }
 }
@@ -345,8 +299,7 @@ void GlooCommunicator::drive_in_background() {
     try {
       drive_until(sequence);
     } catch (const std::exception& e) {
-      const std::lock_guard trouble_lock(trouble_->mutex);
-      if (trouble_->failed.empty()) trouble_->failed = e.what();
+      failures_.fail(e.what());
       return;  // The rank hears of it in its next call.
     }
     lock.lock();
@@ -505,7 +458,7 @@ void GlooCommunicator::broadcast_from_root(Pending& pending) {
 // ---- Memory ----
 
 std::shared_ptr<SymmetricMemory> GlooCommunicator::allocate(size_t bytes, std::string_view label) {
-  throw_if_failed();
+  failures_.throw_if_failed();
   std::string error;
   std::shared_ptr<Mapping> mapping;
   try {
@@ -540,26 +493,13 @@ void GlooCommunicator::wait_all(Transfers& transfers, const std::vector<int>& me
 }
 
 void GlooCommunicator::wait(Transfer& transfer, int member, const Pending& pending) {
-  {
-    const std::lock_guard lock(trouble_->mutex);
-    trouble_->member = member;
-    trouble_->sequence = pending.message.posted.sequence;
-    trouble_->what = pending.message.posted.tag;
-    trouble_->since = seconds_now();
-    trouble_->waited_s = 0;
-    trouble_->waiting = &transfer;
-    trouble_->wake_if_hopeless();
-  }
+  const Posted& posted = pending.message.posted;
   bool done = false;
   std::string broken;
   try {
-    done = transfer.wait();
+    done = failures_.wait(transfer, member, posted.sequence, posted.tag);
   } catch (const CommError& e) {
     broken = e.what();
-  }
-  {
-    const std::lock_guard lock(trouble_->mutex);
-    trouble_->waiting = nullptr;
   }
   if (done) return;
   if (!broken.empty()) wait_for_word(member, broken, pending);
@@ -569,13 +509,10 @@ void GlooCommunicator::wait(Transfer& transfer, int member, const Pending& pendi
 void GlooCommunicator::wait_for_word(int member, const std::string& broken,
                                      const Pending& pending) {
   for (const double end = seconds_now() + kWordSeconds; seconds_now() < end;) {
-    {
-      const std::lock_guard lock(trouble_->mutex);
-      if (trouble_->is_hopeless(member, pending.message.posted.sequence)) return;
-    }
+    if (failures_.is_hopeless(member, pending.message.posted.sequence)) return;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
-  note_trouble(member, cat("cannot be reached any more: ", broken));
+  failures_.note_lost(member, cat("cannot be reached any more: ", broken));
 }
 
 std::unique_ptr<Transfer> GlooCommunicator::start_send(int member, int channel, const void* data,
@@ -600,52 +537,26 @@ std::unique_ptr<Transfer> GlooCommunicator::start_receive(int member, void* data
 
 ControlEvents GlooCommunicator::events() {
   ControlEvents events;
-  events.aborted = [this](const std::string& text) {
-    const std::lock_guard lock(trouble_->mutex);
-    if (trouble_->failed.empty()) trouble_->failed = cat("[comm] ", text);
-    trouble_->wake_if_hopeless();
-  };
-  events.lost = [this](int rank, const std::string& why) { note_trouble(rank, why); };
-  events.left = [this](int rank, uint64_t begun) {
-    const std::lock_guard lock(trouble_->mutex);
-    trouble_->left_at[rank] = begun;
-    trouble_->wake_if_hopeless();
-  };
+  events.aborted = [this](const std::string& text) { failures_.fail(cat("[comm] ", text)); };
+  events.lost = [this](int rank, const std::string& why) { failures_.note_lost(rank, why); };
+  events.left = [this](int rank, uint64_t begun) { failures_.note_left(rank, begun); };
   events.tick = [this] { look_at_clock(); };
   return events;
 }
 
-void GlooCommunicator::note_trouble(int rank, const std::string& why) {
-  const std::lock_guard lock(trouble_->mutex);
-  if (trouble_->lost[rank].empty()) trouble_->lost[rank] = why;
-  trouble_->wake_if_hopeless();
-}
-
 void GlooCommunicator::look_at_clock() {
-  int late = -1;
-  {
-    const std::lock_guard lock(trouble_->mutex);
-    if (trouble_->waiting == nullptr) return control_->report_waiting(-1, {}, 0);
-    const double now = seconds_now();
-    // A long slice means that this process itself was stopped: that time does not count.
-    trouble_->waited_s += std::min(now - trouble_->since, 0.2);
-    trouble_->since = now;
-    control_->report_waiting(trouble_->member, trouble_->what, trouble_->waited_s);
-    if (trouble_->waited_s > options_.timeout_s) late = trouble_->member;
-  }
-  if (late >= 0) note_trouble(late, cat("did not come within ", options_.timeout_s, " s"));
+  const std::optional<PeerFailures::Wait> wait = failures_.look();
+  if (!wait) return control_->report_waiting(-1, {}, 0);
+  control_->report_waiting(wait->member, wait->what, wait->waited_s);
+  if (wait->waited_s > options_.timeout_s)
+    failures_.note_lost(wait->member, cat("did not come within ", options_.timeout_s, " s"));
 }
 
 void GlooCommunicator::fail_waiting(int member, const Tag& what) {
-  throw_if_failed();
-  std::string why;
-  {
-    const std::lock_guard lock(trouble_->mutex);
-    why = trouble_->lost[member].empty() ? "has left: its part of the program has ended"
-                                         : trouble_->lost[member];
-  }
-  fail(cat("[comm] rank ", member, " ", why, "; rank ", rank_, " waited for it in ", named(what),
-           describe_all(member)));
+  failures_.throw_if_failed();
+  fail(cat("[comm] rank ", member, " ", failures_.why_lost(member), "; rank ", rank_,
+           " waited for it in ", named(what),
+           describe_signs(control_->signs_of_life(0.3), unit_names_, member, rank_)));
 }
 
 std::string GlooCommunicator::named(const Tag& tag) {
@@ -653,47 +564,16 @@ std::string GlooCommunicator::named(const Tag& tag) {
   return describe(tag, unit < unit_names_.size() ? unit_names_[unit] : "");
 }
 
-std::string GlooCommunicator::describe_all(int member) {
-  const std::vector<SignOfLife> signs = control_->signs_of_life(0.3);
-  std::string doing;
-  std::string others;
-  for (int rank = 0; static_cast<size_t>(rank) < signs.size(); ++rank) {
-    const SignOfLife& sign = signs[rank];
-    if (rank == member) {
-      if (sign.step >= 0) doing += cat("step ", sign.step, ", ");
-      if (sign.phase[0] != '\0')
-        doing +=
-            cat("phase ", std::string(sign.phase, strnlen(sign.phase, sizeof(sign.phase))), ", ");
-      doing +=
-          sign.begun == 0 ? "no collective yet" : cat("its last collective was ", named(sign.last));
-    } else if (rank != rank_) {
-      others += cat("\n  rank ", rank, ": ", describe(as_state(rank, sign, unit_names_)));
-    }
-  }
-  return cat(doing.empty() ? "" : cat(" (rank ", member, ": ", doing, ")"),
-             others.empty() ? "" : cat("\n", kStatesTitle, others));
-}
-
 void GlooCommunicator::fail(const std::string& text) {
-  {
-    const std::lock_guard lock(trouble_->mutex);
-    if (trouble_->failed.empty()) trouble_->failed = cat("[comm] rank ", rank_, " failed: ", text);
-  }
+  failures_.fail(cat("[comm] rank ", rank_, " failed: ", text));
   abort(text);
   throw CommError(text);
-}
-
-void GlooCommunicator::throw_if_failed() {
-  const std::lock_guard lock(trouble_->mutex);
-  if (!trouble_->failed.empty()) throw CommError(trouble_->failed);
 }
 
 void GlooCommunicator::abort(std::string_view reason) noexcept try {
   control_->abort(std::string(reason));  // Comes back as an event, unless the hub is gone.
   if (local_) local_->abort(reason);
-  const std::lock_guard lock(trouble_->mutex);
-  if (trouble_->failed.empty()) trouble_->failed = cat("[comm] rank ", rank_, " failed: ", reason);
-  trouble_->wake_if_hopeless();
+  failures_.fail(cat("[comm] rank ", rank_, " failed: ", reason));
 } catch (...) {  // Out of memory: the end of this process tells the others.
 }
 

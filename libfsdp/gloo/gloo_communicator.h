@@ -14,6 +14,7 @@
 #include "libfsdp/comm/control/control_channel.h"
 #include "libfsdp/comm/control/control_hub.h"
 #include "libfsdp/gloo/mesh.h"
+#include "libfsdp/gloo/peer_failures.h"
 
 namespace fsdp::gloo {
 
@@ -78,7 +79,6 @@ class GlooCommunicator final : public comm::Communicator {
   struct Message;
   struct Pending;
   struct Inbox;
-  struct Trouble;
   using Transfers = std::vector<std::unique_ptr<Transfer>>;
 
   void connect(const Place& place);
@@ -115,20 +115,17 @@ class GlooCommunicator final : public comm::Communicator {
 
   // Failing.
   comm::ControlEvents events();
-  void note_trouble(int rank, const std::string& why);
   void look_at_clock();
   [[noreturn]] void fail_waiting(int member, const comm::Tag& what);
   [[noreturn]] void fail(const std::string& text);
-  void throw_if_failed();
   std::string named(const comm::Tag& tag);
-  std::string describe_all(int member);
 
   int rank_;
   int size_;
   int ranks_per_host_ = 1;
   comm::CommOptions options_;
   std::unique_ptr<comm::Communicator> local_;
-  std::unique_ptr<Trouble> trouble_;
+  PeerFailures failures_;
   std::unique_ptr<comm::ControlHub> hub_;
   std::unique_ptr<comm::ControlChannel> control_;
   std::unique_ptr<std::array<Pending, 64>> pending_;
