@@ -193,6 +193,11 @@ class Communicator {
   /// collective; any thread.
   virtual void abort(std::string_view reason) noexcept = 0;
 
+  /// Why nothing more can come of this world, as far as is known without a collective: a rank has
+  /// failed, is gone, has left, or shows no sign of life. Empty = nothing is known. Not collective;
+  /// does not wait; any thread, one at a time.
+  virtual std::string failure() { return {}; }
+
   /// Says what this rank is doing, so that others and the launcher can name it when it fails. Not
   /// collective; three plain stores. `phase` is cut at 16 characters; step -1 = none.
   virtual void report_progress(int64_t step, std::string_view phase) = 0;

@@ -71,6 +71,7 @@ class GlooCommunicator final : public comm::Communicator {
   void broadcast(void* data, size_t bytes, int root, comm::Tag tag) override;
   void barrier(comm::Tag tag) override;
   void abort(std::string_view reason) noexcept override;
+  std::string failure() override { return failures_.known(); }
   void report_progress(int64_t step, std::string_view phase) override;
   void report_unit(int32_t unit) override;
   void name_units(std::span<const std::string> names) override;

@@ -85,6 +85,7 @@ class FaultyCommunicator final : public comm::Communicator {
   }
   void barrier(comm::Tag tag) override { inner_.barrier(tag); }
   void abort(std::string_view reason) noexcept override { inner_.abort(reason); }
+  std::string failure() override { return inner_.failure(); }
   void report_progress(int64_t step, std::string_view phase) override {
     inner_.report_progress(step, phase);
     at_place_(std::string(phase), step);

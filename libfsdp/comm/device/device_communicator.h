@@ -37,6 +37,7 @@ class DeviceCommunicator : public Communicator {
   }
   void barrier(Tag tag) override { host_->barrier(tag); }
   void abort(std::string_view reason) noexcept override { host_->abort(reason); }
+  std::string failure() override { return host_->failure(); }
   void report_progress(int64_t step, std::string_view phase) override {
     host_->report_progress(step, phase);
   }

@@ -100,7 +100,7 @@ class NcclCommunicator final : public DeviceCommunicator {
                    const CommOptions& options)
       : DeviceCommunicator(std::move(host), std::move(compute), options),
         groups_(std::make_shared<NcclGroups>(this->host(), options)),
-        watchdog_(*groups_, this->compute().device(), options.timeout_s,
+        watchdog_(*groups_, this->host(), this->compute().device(), options.timeout_s,
                   [this](const Tag& tag, const std::string& why) { give_up(tag, why); }) {
     groups_->of(world());
   }
@@ -405,7 +405,7 @@ class NcclCommunicator final : public DeviceCommunicator {
 
   /// From the watchdog's thread.
   void give_up(const Tag& tag, const std::string& why) {
-    abort(cat("[comm] rank ", rank(), ": ", why, " in ", named(tag)));
+    abort(cat("[comm] rank ", rank(), ", in ", named(tag), ": ", why));
   }
 
   void set_aborted(std::string reason) noexcept {

@@ -11,11 +11,18 @@ namespace fsdp::comm {
 namespace {
 
 constexpr std::chrono::milliseconds kInterval{100};
+// A rank may leave, or be seen to have failed, while what it began still ends well.
+constexpr double kPatienceSeconds = 0.5;
 
 }  // namespace
 
-NcclWatchdog::NcclWatchdog(NcclGroups& groups, int device, double timeout_s, GiveUp give_up)
-    : groups_(groups), device_(device), timeout_s_(timeout_s), give_up_(std::move(give_up)) {
+NcclWatchdog::NcclWatchdog(NcclGroups& groups, Communicator& host, int device, double timeout_s,
+                           GiveUp give_up)
+    : groups_(groups),
+      host_(host),
+      device_(device),
+      timeout_s_(timeout_s),
+      give_up_(std::move(give_up)) {
   thread_ = start_quiet_thread([this] { run(); });
 }
 
@@ -62,7 +69,8 @@ void NcclWatchdog::run() {
         tag = at(done_ + 1).tag;
         if (at(done_ + 1).ready.done())
           waited_s_ += std::chrono::duration<double>(kInterval).count();
-        if (waited_s_ > timeout_s_) {
+        if (waited_s_ > kPatienceSeconds) why = host_.failure();
+        if (why.empty() && waited_s_ > timeout_s_) {
           why = cat("waited for ", timeout_s_,
                     " s on the device (a rank has not come, or began another collective)");
         }

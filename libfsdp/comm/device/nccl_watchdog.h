@@ -32,9 +32,11 @@ class NcclWatchdog {
   using GiveUp = std::function<void(const Tag& tag, const std::string& why)>;
 
   /// `give_up` is called from the thread, once, when a collective that the device has come to does
-  /// not end within `timeout_s`, or NCCL reports an error.
+  /// not end within `timeout_s`, or within half a second and `host` knows of a failure (an absent
+  /// rank: NCCL itself waits for it for ever), or NCCL reports an error.
   /// The thread uses `device` (-1 = a stand-in's).
-  NcclWatchdog(NcclGroups& groups, int device, double timeout_s, GiveUp give_up);
+  NcclWatchdog(NcclGroups& groups, Communicator& host, int device, double timeout_s,
+               GiveUp give_up);
   ~NcclWatchdog() { stop(); }
   void stop();
 
@@ -51,6 +53,7 @@ class NcclWatchdog {
   void run();
 
   NcclGroups& groups_;
+  Communicator& host_;
   int device_;
   double timeout_s_;
   GiveUp give_up_;

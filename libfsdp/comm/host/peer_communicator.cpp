@@ -37,6 +37,11 @@ SharedBlock& block_of(const SymmetricSpan& span) {
   return *block;
 }
 
+std::string no_sign_of_life(const CommOptions& options) {
+  return cat("has shown no sign of life for ", options.peer_timeout_s,
+             " s (stopped, or the host is out of memory)");
+}
+
 double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -66,7 +71,8 @@ PeerCommunicator::PeerCommunicator(std::shared_ptr<Mapping> keeper, ControlView 
       size_(control.size()),
       options_(options),
       spins_(static_cast<unsigned>(size_) <= std::thread::hardware_concurrency()),
-      pending_(std::make_unique<std::array<Pending, kRing>>()) {
+      pending_(std::make_unique<std::array<Pending, kRing>>()),
+      pulses_(static_cast<size_t>(size_)) {
   for (int peer = 0; peer < size_; ++peer) world_.push_back(peer);
   for (Pending& pending : *pending_) pending.members.reserve(size_);  // No heap in a collective.
   Presence absent = Presence::kAbsent;
@@ -462,9 +468,7 @@ void PeerCommunicator::look_for_life(const Watch& watch) {
                  cat("did not join within ", options_.join_timeout_s, " s"));
   }
   if (!absent && watch.still_s > options_.peer_timeout_s) {
-    fail_waiting(watch.member, watch.what,
-                 cat("has shown no sign of life for ", options_.peer_timeout_s,
-                     " s (stopped, or the host is out of memory)"));
+    fail_waiting(watch.member, watch.what, no_sign_of_life(options_));
   }
 }
 
@@ -480,6 +484,33 @@ void PeerCommunicator::fail_waiting(int member, const Tag& what, const std::stri
            doing.empty() ? "" : cat(" (rank ", member, ": ", doing, ")"),
            others.empty() ? "" : cat("\n", kStatesTitle, others)),
        member);
+}
+
+std::string PeerCommunicator::failure() {
+  if (control_.aborted()) return control_.abort_text();
+  const double now = seconds_now();
+  // As in look_after.
+  const double slice_s = std::clamp(now - last_failure_look_, 0.0, 2e-3 * kSliceMs);
+  last_failure_look_ = now;
+  for (const int member : world_) {
+    if (member == rank_) continue;
+    if (const std::string why = why_absent(member, slice_s); !why.empty())
+      return cat("rank ", member, " ", why);
+  }
+  return {};
+}
+
+std::string PeerCommunicator::why_absent(int member, double slice_s) {
+  const RankControl& peer = control_.rank(member);
+  const Presence presence = peer.presence.load(std::memory_order_seq_cst);
+  if (presence == Presence::kLeft) return "has left: its part of the program has ended";
+  if (std::string why = why_lost(member); !why.empty()) return why;
+  if (!peers_have_heartbeats() || presence != Presence::kJoined) return {};
+  Pulse& pulse = pulses_[static_cast<size_t>(member)];
+  const uint64_t heartbeat = peer.heartbeat.load(std::memory_order_relaxed);
+  pulse.still_s = heartbeat == pulse.heartbeat ? pulse.still_s + slice_s : 0;
+  pulse.heartbeat = heartbeat;
+  return pulse.still_s > options_.peer_timeout_s ? no_sign_of_life(options_) : "";
 }
 
 std::string PeerCommunicator::named(const Tag& tag) const {

@@ -6,6 +6,7 @@
 #include <array>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "libfsdp/comm/communicator.h"
 #include "libfsdp/comm/control/control.h"
@@ -72,6 +73,7 @@ class PeerCommunicator : public Communicator {
   void broadcast(void* data, size_t bytes, int root, Tag tag) override;
   void barrier(Tag tag) override;
   void abort(std::string_view reason) noexcept override;
+  std::string failure() override;
   void report_progress(int64_t step, std::string_view phase) override;
   void report_unit(int32_t unit) override;
   void name_units(std::span<const std::string> names) override;
@@ -123,6 +125,7 @@ class PeerCommunicator : public Communicator {
   void sleep_until(Signal& signal, uint64_t target, int member, const Tag& what);
   void look_after(Watch& watch, Signal& signal, uint64_t target);
   void look_for_life(const Watch& watch);
+  std::string why_absent(int member, double slice_s);
   [[noreturn]] void fail_waiting(int member, const Tag& what, const std::string& why);
   std::string named(const Tag& tag) const;
   int next_staging_half();
@@ -145,6 +148,13 @@ class PeerCommunicator : public Communicator {
   uint32_t allocations_ = 0;
   uint64_t staging_uses_ = 0;
   std::unique_ptr<std::array<Pending, kRing>> pending_;
+
+  struct Pulse {
+    uint64_t heartbeat = 0;
+    double still_s = 0;
+  };
+  std::vector<Pulse> pulses_;  // By rank, as failure() saw them.
+  double last_failure_look_ = 0;
 };
 
 }  // namespace fsdp::comm

@@ -4,11 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <new>
 #include <thread>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/comm/control/control.h"
+#include "libfsdp/comm/host/shm_world.h"
 #include "libfsdp/comm/host/thread_world.h"
 #include "tests/support/rank_threads.h"
 #include "tests/support/sanitized.h"
@@ -87,6 +90,36 @@ TEST(ThreadWorldTest, CollectivesDoNotTouchTheHeap) {
     c.barrier(make_tag("read"));
   });
   EXPECT_EQ(requests, 0);
+}
+
+// Polls c.failure() until it says something.
+std::string first_failure(Communicator& c) {
+  std::string text;
+  for (int look = 0; look < 200 && text.empty(); ++look) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    text = c.failure();
+  }
+  return text;
+}
+
+TEST(FailureTest, IsKnownWithoutACollective) {
+  std::vector<RankParts> parts = make_shm_world(4);
+  const auto memory = map_control(parts[0]);
+  const ControlView control = ControlView::open(memory->data(), memory->bytes());
+  const CommOptions options{.peer_timeout_s = 0.4};
+  const auto first = join_shm(std::move(parts[0]), options);
+  auto second = join_shm(std::move(parts[1]), options);
+  EXPECT_EQ(first->failure(), "") << "ranks that have not joined yet";
+  control.rank(3).presence = Presence::kJoined;  // And no thread that shows a sign of life.
+  const std::string still = first_failure(*first);
+  EXPECT_TRUE(still.starts_with("rank 3 has shown no sign of life for 0.4 s")) << still;
+  parts[2] = {};  // As when its process has ended.
+  EXPECT_EQ(first->failure(), "rank 2 is gone: its process has ended");
+  EXPECT_EQ(second->failure(), "rank 2 is gone: its process has ended");
+  second.reset();
+  EXPECT_EQ(first->failure(), "rank 1 has left: its part of the program has ended");
+  first->abort("no more data");
+  EXPECT_EQ(first->failure(), "rank 0 failed: no more data");
 }
 
 TEST(RankThreadsTest, ReportsEveryFailingRankAndTheCauseFirst) {

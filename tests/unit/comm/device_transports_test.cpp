@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <functional>
 #include <thread>
@@ -165,6 +166,22 @@ TEST(Nccl, ItsWatchdogEndsACollectiveThatARankDoesNotJoin) {
   });
   EXPECT_NE(text.find("gather of unit 3 at step 7"), std::string::npos) << text;
   EXPECT_NE(text.find("waited for 0.3 s on the device"), std::string::npos) << text;
+}
+
+TEST(Nccl, ItsWatchdogAsksTheHostAfterARankThatHasLeft) {
+  const auto begin = std::chrono::steady_clock::now();
+  const std::string text = run_on_device(3, "nccl", {}, [](Communicator& c) {
+    const auto memory = c.allocate(64, "shards");
+    std::vector<std::byte> all(64 * static_cast<size_t>(c.size()));
+    if (c.rank() == 1) return;
+    for (const int unit : {3, 4}) {
+      c.finish(c.begin_gather(c.world(), {memory.get(), 0, 64}, all.data(),
+                              make_tag("gather", 7, unit)));
+    }
+  });
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(2));
+  EXPECT_NE(text.find("gather of unit 3 at step 7"), std::string::npos) << text;
+  EXPECT_NE(text.find("rank 1 has left"), std::string::npos) << text;
 }
 
 TEST(Nccl, RefusesAPartThatChanges) {
