@@ -22,6 +22,14 @@ LAYERS = {
     "trainer": ["base", "plan", "io", "device", "kernels", "comm", "optim", "checkpoint", "engine", "text",
                 "gloo", "shard", "lora", "models"],
 }
+# Likewise the folders of comm, besides what lies beside them: the interface and what joins all parts.
+COMM_LAYERS = {
+    "os": [],
+    "control": ["os"],
+    "host": ["os", "control"],
+    "device": ["os", "control"],
+    "launch": ["os", "control", "host", "device"],
+}
 BELOW_TORCH = ["base", "plan", "io", "device", "kernels", "comm", "optim", "checkpoint", "engine", "text"]
 # Programs stand on the trainer; what it hands out (errors, options, json) they may name too.
 PROGRAMS = ["base", "io", "comm", "device", "gloo", "trainer"]
@@ -79,6 +87,18 @@ def upward_includes(root: Path) -> list[str]:
     return problems
 
 
+def upward_includes_in_comm(root: Path) -> list[str]:
+    """Likewise between the folders of comm."""
+    def part_of(path):
+        parts = path.split("/")
+        return parts[2] if parts[:2] == ["libfsdp", "comm"] and len(parts) > 3 else None
+
+    return [f"{source.name}:{line}: comm/{part_of(source.name)} may not include {include}"
+            for source in sources(root, "libfsdp") if part_of(source.name)
+            for line, _, include in source.includes
+            if part_of(include) not in (None, part_of(source.name), *COMM_LAYERS.get(part_of(source.name), []))]
+
+
 def torch_below_the_line(root: Path) -> list[str]:
     return [f"{source.name}:{line}: {include} below the torch line"
             for source in sources(root, "libfsdp") if source.folder in BELOW_TORCH
@@ -131,5 +151,5 @@ def headers_without_guard(root: Path) -> list[str]:
             if source.name.endswith(".h") and "#pragma once" not in source.text]
 
 
-RULES = [upward_includes, torch_below_the_line, misplaced_strategies, odd_include_paths, leaking_third_parties,
-         headers_without_guard]
+RULES = [upward_includes, upward_includes_in_comm, torch_below_the_line, misplaced_strategies, odd_include_paths,
+         leaking_third_parties, headers_without_guard]

@@ -61,6 +61,12 @@ class BrokenTrees(unittest.TestCase):
         self.expect(layers.upward_includes, "apps/finetune/a.cpp", '#include "libfsdp/engine/executor.h"\n',
                     "programs may not include")
 
+    def test_upward_include_in_comm(self):
+        self.expect(layers.upward_includes_in_comm, "libfsdp/comm/os/a.h", '#include "libfsdp/comm/control/control.h"\n',
+                    "libfsdp/comm/os/a.h:1: comm/os may not include")
+        self.expect(layers.upward_includes_in_comm, "libfsdp/comm/host/a.h", '#include "libfsdp/comm/device/b.h"\n',
+                    "comm/host may not include")
+
     def test_torch_below_the_line(self):
         for header in ("torch/torch.h", "ATen/ATen.h", "c10/util/ArrayRef.h"):
             self.expect(layers.torch_below_the_line, "libfsdp/engine/a.h", f"#include <{header}>\n", header)
