@@ -115,6 +115,8 @@ class Shard {
       part.write = [at, width](int64_t offset, std::span<const std::byte> from) {
         std::memcpy(at + offset * width, from.data(), from.size());
       };
+      part.target = {at, static_cast<size_t>(part.numel * width)};
+      part.source = part.target;
       at += part.numel * width;
     }
   }

@@ -20,6 +20,7 @@ TensorPart rows_of(const TensorPart& whole, int64_t rank, int64_t shards) {
   const int64_t begin = std::min(rank * each, rows), end = std::min(begin + each, rows);
   part.at = begin * row_numel;
   part.numel = (end - begin) * row_numel;
+  part.source = {};
   part.read = [read = whole.read, at = part.at](int64_t offset, std::span<std::byte> to) {
     read(at + offset, to);
   };

@@ -13,6 +13,8 @@
 namespace fsdp::checkpoint {
 namespace {
 
+constexpr int64_t kDirectBytes = 64 << 10;
+
 bool is_floating(std::optional<DType> dtype) {
   return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16 ||
          dtype == DType::kF64;
@@ -155,6 +157,12 @@ class Loader {
       const Range& range = ranges_[first];
       if (open != range.file) file = stored_.files()[range.file].open();
       open = range.file;
+      if (is_direct(range)) {
+        file.read_at(range.file_at, target_of(range));
+        total += range.bytes();
+        ++first;
+        continue;
+      }
       raw_.resize(static_cast<size_t>(ranges_[last - 1].file_at + ranges_[last - 1].bytes() -
                                       range.file_at));
       file.read_at(range.file_at, raw_);
@@ -187,16 +195,31 @@ class Loader {
   /// together. (One type, so that every element is aligned in the buffer.)
   size_t run_end(size_t first) const {
     size_t last = first + 1;
+    if (is_direct(ranges_[first])) return last;
     int64_t bytes = ranges_[first].bytes();
     for (; last < ranges_.size(); ++last) {
       const Range& before = ranges_[last - 1];
       const Range& next = ranges_[last];
       bytes += next.bytes();
-      if (next.file != before.file || next.dtype != before.dtype || bytes > buffer_bytes_ ||
-          next.file_at != before.file_at + before.bytes())
+      if (is_direct(next) || next.file != before.file || next.dtype != before.dtype ||
+          bytes > buffer_bytes_ || next.file_at != before.file_at + before.bytes())
         break;
     }
     return last;
+  }
+
+  /// Is it read to where it belongs, without a buffer between? Not small ones, which are read
+  /// together.
+  static bool is_direct(const Range& range) {
+    return !range.part->target.empty() && range.dtype == range.part->dtype &&
+           range.bytes() >= kDirectBytes &&
+           range.rectangle->run_at(range.index).numel >= range.numel;
+  }
+
+  static std::span<std::byte> target_of(const Range& range) {
+    const int64_t at = range.rectangle->run_at(range.index).flat - range.part->at;
+    return range.part->target.subspan(static_cast<size_t>(at * range.width()),
+                                      static_cast<size_t>(range.bytes()));
   }
 
   void deliver(const Range& range, const std::byte* from) {

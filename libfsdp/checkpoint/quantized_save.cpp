@@ -109,6 +109,7 @@ TensorPart converted_part(TensorPart part, DType dtype) {
       from == DType::kF32 || from == DType::kBF16 || from == DType::kF16 || from == DType::kF64;
   if (from == dtype || !is_float) return part;
   part.dtype = dtype;
+  part.source = {};
   part.read = [read = part.read, from, dtype](int64_t offset, std::span<std::byte> to) {
     const size_t n = to.size() / dtype_bytes(dtype);
     std::vector<std::byte> values(n * dtype_bytes(from));

@@ -73,7 +73,7 @@ std::string sharding_info(const StateDict& state, const std::vector<ShardEntry>&
   return text + "}";
 }
 
-/// Writes pieces through two buffers.
+/// Writes pieces from where they lie, or through two buffers.
 class PieceWriter {
  public:
   PieceWriter(const StateDict& state, RangeWriter& writer) : state_(state), writer_(writer) {}
@@ -83,6 +83,11 @@ class PieceWriter {
     const int64_t width = width_of(part.dtype);
     const int64_t most = kBufferBytes / std::max(width, width_of(to));
     writer_.begin(file, part.name, piece.file_at);
+    if (part.dtype == to && !part.source.empty()) {
+      writer_.append(part.source.subspan(static_cast<size_t>(piece.part_at * width),
+                                         static_cast<size_t>(piece.numel * width)));
+      return writer_.end();
+    }
     for (int64_t done = 0; done < piece.numel; done += most) {
       const int64_t numel = std::min(most, piece.numel - done);
       raw_.resize(static_cast<size_t>(numel * width));

@@ -29,6 +29,10 @@ struct TensorPart {
   /// memory. May throw; called by one thread at a time, in any order.
   std::function<void(int64_t offset, std::span<std::byte> to)> read;
   std::function<void(int64_t offset, std::span<const std::byte> from)> write;
+  /// The piece where it lies in host memory, if `read` only copies from there, and if `write` only
+  /// copies to there; they save those copies. Else empty.
+  std::span<const std::byte> source = {};
+  std::span<std::byte> target = {};
 };
 
 /// Every rank lists the same tensors in the same order, also those of which it holds nothing. The

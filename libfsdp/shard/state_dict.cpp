@@ -55,6 +55,10 @@ const plan::Bucket& bucket_of(const ShardedCore& core, int bucket) {
 /// Reads and writes elements of `dtype` from `begin` on, as they are.
 void attach_memory(TensorPart& part, kernels::Compute& compute, std::byte* begin) {
   const auto item = static_cast<int64_t>(dtype_bytes(part.dtype));
+  if (compute.device() < 0) {
+    part.target = {begin, static_cast<size_t>(part.numel * item)};
+    part.source = part.target;
+  }
   part.read = [&compute, begin, item](int64_t offset, std::span<std::byte> to) {
     compute.read(begin + offset * item, to.data(), to.size());
   };
@@ -84,6 +88,7 @@ TensorPart parameter_part(ShardedCore& core, const Piece& piece) {
   const auto offset = piece.shard_at * static_cast<int64_t>(dtype_bytes(dtype));
   attach_memory(part, storage.home(), storage.shard(piece.bucket) + offset);
   if (!has_master(core, piece.bucket)) return part;
+  part.target = {};
   part.write = [&storage, piece, dtype](int64_t at, std::span<const std::byte> from) {
     std::vector<float> values(from.size() / dtype_bytes(dtype));
     convert_floats(from.data(), dtype, values.data(), DType::kF32, values.size());

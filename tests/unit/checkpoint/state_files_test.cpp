@@ -82,6 +82,51 @@ TEST(StateFilesTest, EveryFormLoadsAtEveryNumberOfRanks) {
   }
 }
 
+/// Parts that say where they lie; what `read` is asked for, and large ranges for `write`, fail.
+StateDict in_memory(MemoryState& memory, int64_t rank, int64_t world) {
+  StateDict state = memory.state(rank, world);
+  for (size_t t = 0; t < state.tensors.size(); ++t) {
+    TensorPart& part = state.tensors[t];
+    const auto width = static_cast<int64_t>(dtype_bytes(part.dtype));
+    part.target = {memory.tensors[t].bytes.data() + part.at * width,
+                   static_cast<size_t>(part.numel * width)};
+    part.source = part.target;
+    part.read = [](int64_t, std::span<std::byte>) { FAIL() << "a copy"; };
+    part.write = [small = part.write](int64_t at, std::span<const std::byte> from) {
+      EXPECT_LT(from.size(), size_t{64} << 10);
+      small(at, from);
+    };
+  }
+  return state;
+}
+
+TEST(StateFilesTest, WhatLiesInMemoryIsWrittenAndReadWithoutACopy) {
+  MemoryState memory = model();
+  memory.add("matrix", DType::kF32, {300, 401});
+  memory.add("after", DType::kBF16, {7});
+  memory.fill();
+  for (const Form form : {Form::kFull, Form::kSharded}) {
+    const TempDir dir;
+    for (int64_t rank = 0; rank < 3; ++rank) {
+      const StateDict state = in_memory(memory, rank, 3);
+      RangeWriter writer(dir.path());
+      write_state(form == Form::kFull ? plan_full(state) : plan_sharded(state, rank), state, rank,
+                  writer);
+      writer.finish();
+    }
+    expect_loads(memory, dir.path(), 2, 1 << 20);
+    for (const int64_t buffer_bytes : {1 << 20, 100'000, 1'000}) {
+      MemoryState loaded = memory.blank();
+      for (int64_t rank = 0; rank < 2; ++rank) {
+        load_state(in_memory(loaded, rank, 2), StoredTensors::open(dir.path()),
+                   {.buffer_bytes = buffer_bytes});
+      }
+      for (size_t t = 0; t < memory.tensors.size(); ++t)
+        EXPECT_EQ(loaded.tensors[t].bytes, memory.tensors[t].bytes) << memory.tensors[t].name;
+    }
+  }
+}
+
 TEST(StateFilesTest, FullFormIsWhatOneWriterWrites) {
   MemoryState memory = model();
   for (const int64_t writers : {1, 3}) {
