@@ -1,11 +1,12 @@
 """Saves and loads one state with libfsdp, torch.distributed.checkpoint and safetensors, interleaved in one run.
 
     .venv/bin/python benchmarks/checkpoint_bench/checkpoint_bench.py --program build/bin/checkpoint_bench \
-        [--models smollm2,1b] [--places tmpfs=/dev/shm,disk=build] [--rounds 5] [--report FILE.md]
+        [--models smollm2,1b] [--places tmpfs=/dev/shm,disk=build] [--rounds 5] [--report FILE.md] [--only-async]
 
 All sides stay loaded (those of one model), and in each round every side saves and then loads, in rotating order, while the
 others sleep. Files are synced by all (torch does so by default; safetensors' own save_file does not sync), and dropped
-from the page cache before a load from disk. Memory is the growth of a rank's resident memory over its state: the peak
+from the page cache before a load from disk. At last, what training waits for an asynchronous save of SmolLM2 with AdamW's
+state, beside a plain copy of as many bytes between warm buffers (async_save.cpp, beside the program). Memory is the growth of a rank's resident memory over its state: the peak
 during the operation minus what was resident before it, the warming round included (later ones find malloc's pages warm).
 """
 
@@ -44,6 +45,12 @@ def llama_shapes(dtype, vocab, hidden, inner, layers, heads, kv_heads, tied):
 
 MODELS = {"smollm2": ("SmolLM2-135M, fp32", llama_shapes("float32", 49152, 576, 1536, 30, 9, 3, True)),
           "1b": ("Llama of 1.1 B parameters, bf16", llama_shapes("bfloat16", 32000, 2048, 5632, 22, 32, 4, False))}
+
+
+SMOLLM2 = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
+           "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+           "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+           "tie_word_embeddings": True, "torch_dtype": "float32"}
 
 
 class Side:
@@ -146,6 +153,28 @@ def measure(key, place_name, place, options):
     return lines
 
 
+def asynchronous(place_name, place, options):
+    """The stall of an asynchronous save, in turns with a plain copy."""
+    with tempfile.TemporaryDirectory(prefix="checkpoint_bench-", dir=place) as folder:
+        model = pathlib.Path(folder) / "model"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps(SMOLLM2))
+        program = pathlib.Path(options.program).with_name("async_save")
+        result = json.loads(subprocess.run([program, model, str(options.ranks), f"{folder}/run", str(options.rounds + 1)],
+                                           check=True, capture_output=True, text=True).stdout)
+    copies, stalls, commits = (result[key][1:] for key in ("copy", "stall", "commit"))
+
+    def milliseconds(values):
+        return f"{1e3 * statistics.median(values):.0f} ({1e3 * min(values):.0f}-{1e3 * max(values):.0f})"
+
+    ratio = statistics.median(stall / copy for stall, copy in zip(stalls, copies))
+    return [f"\n## Asynchronous save of SmolLM2-135M in fp32 with AdamW's state, {place_name}\n",
+            f"{result['bytes'] / 1e6:.0f} MB a rank; milliseconds of the slowest rank, median (min-max).\n",
+            "| plain copy | save() returns after | stall / copy | first save | poll() that commits |", "|--:|--:|--:|--:|--:|",
+            f"| {milliseconds(copies)} | {milliseconds(stalls)} | **{ratio:.2f}** | {1e3 * result['stall'][0]:.0f} | "
+            f"{milliseconds(commits)} |"]
+
+
 def processor():
     for line in open("/proc/cpuinfo"):
         if line.startswith("model name"):
@@ -161,6 +190,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--report")
+    parser.add_argument("--only-async", action="store_true")
     options = parser.parse_args()
     import torch
     lines = ["# Saving and loading, against torch.distributed.checkpoint and safetensors\n",
@@ -170,8 +200,9 @@ def main():
              f"--rounds {options.rounds} --ranks {options.ranks}`."]
     for place in options.places.split(","):
         name, path = place.split("=")
-        for key in options.models.split(","):
+        for key in [] if options.only_async else options.models.split(","):
             lines += measure(key, name, path, options)
+        lines += asynchronous(name, path, options)
     lines.append(f"\nLoad average at the end: {os.getloadavg()[0]:.1f}.")
     text = "\n".join(lines) + "\n"
     print(text)

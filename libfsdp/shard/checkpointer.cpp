@@ -1,8 +1,10 @@
 #include "libfsdp/shard/checkpointer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <filesystem>
+#include <thread>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/base/log.h"
@@ -10,6 +12,7 @@
 #include "libfsdp/checkpoint/load_state.h"
 #include "libfsdp/checkpoint/save_plan.h"
 #include "libfsdp/checkpoint/verify.h"
+#include "libfsdp/comm/os/quiet_thread.h"
 #include "libfsdp/device/host_arena.h"
 #include "libfsdp/shard/state_dict.h"
 
@@ -59,23 +62,35 @@ void verify_share(const std::string& checkpoint, int64_t rank, int64_t ranks) {
 
 }  // namespace
 
-/// A copy of what this rank saves, in memory that is taken once.
+/// A copy of what this rank saves, in memory that is taken once, in the background.
 class Checkpointer::Snapshot {
  public:
   Snapshot(const StateDict& model, const StateDict& optimizer)
-      : memory_(bytes_of(model) + bytes_of(optimizer), {.label = "snapshot", .prefault = true}) {
+      : memory_(bytes_of(model) + bytes_of(optimizer), {.label = "snapshot"}) {
     model_ = held(model);
     optimizer_ = held(optimizer);
+    toucher_ = comm::start_quiet_thread([this] { touch_pages(); });
+  }
+  ~Snapshot() {
+    ends_ = true;
+    if (toucher_.joinable()) toucher_.join();
   }
   /// The cost of an asynchronous save: one copy.
-  void refresh() {
-    for (const auto& [from, to] : copies_) from.read(0, to);
+  void copy(const StateDict& model, const StateDict& optimizer) {
+    if (toucher_.joinable()) toucher_.join();
+    auto to = places_.begin();
+    for (const StateDict* state : {&model, &optimizer}) {
+      for (const TensorPart& part : state->tensors) {
+        if (part_bytes(part) > 0) part.read(0, *to++);
+      }
+    }
   }
   const StateDict& model() const { return model_; }
   const StateDict& optimizer() const { return optimizer_; }
 
  private:
   static constexpr size_t kAlignment = 64;
+  static constexpr size_t kPageBytes = 4096;
   static size_t bytes_of(const StateDict& state) {
     size_t bytes = 0;
     for (const TensorPart& part : state.tensors) bytes += part_bytes(part) + kAlignment;
@@ -88,39 +103,58 @@ class Checkpointer::Snapshot {
       const size_t bytes = part_bytes(part);
       if (bytes > 0) {
         const std::span<std::byte> here(memory_.allocate(bytes, kAlignment), bytes);
-        copies_.emplace_back(part, here);
+        places_.push_back(here);
         const size_t item = dtype_bytes(part.dtype);
+        part.source = here;
         part.read = [here, item](int64_t at, std::span<std::byte> to) {
           const auto from = here.subspan(static_cast<size_t>(at) * item, to.size());
           std::memcpy(to.data(), from.data(), to.size());
         };
       }
       part.write = nullptr;
+      part.target = {};
       copy.tensors.push_back(std::move(part));
     }
     return copy;
   }
 
+  /// Lets the kernel give us the pages, which takes longer than the copy.
+  void touch_pages() {
+    for (const std::span<std::byte> place : places_) {
+      for (size_t at = 0; at < place.size() && !ends_; at += kPageBytes)
+        static_cast<volatile std::byte&>(place[at]) = std::byte{0};
+    }
+  }
+
   device::HostArena memory_;
-  std::vector<std::pair<TensorPart, std::span<std::byte>>> copies_;
+  std::vector<std::span<std::byte>> places_;  // Of the parts that this rank saves, in their order.
   StateDict model_;
   StateDict optimizer_;
+  std::atomic<bool> ends_{false};
+  std::thread toucher_;  // Until the first copy.
 };
 
 /// What one save writes on this rank.
 struct Checkpointer::Content {
   StateDict model, optimizer;
-  checkpoint::SavePlan model_plan, optimizer_plan;
   StateForm form = StateForm::kSharded;
+  std::string model_stem;
   int64_t rank = 0;
   std::vector<CheckpointExtras::File> files;  // Rank 0's.
 
   void write(checkpoint::RangeWriter& writer) const {
-    const bool sharded = form == StateForm::kSharded;
-    checkpoint::write_state(model_plan, model, rank, writer, sharded ? kModelFolder : "");
-    checkpoint::write_state(optimizer_plan, optimizer, rank, writer,
-                            sharded ? kOptimizerFolder : "");
+    write(model, model_stem, kModelFolder, writer);
+    write(optimizer, "optimizer", kOptimizerFolder, writer);
     for (const auto& file : files) writer.write_file(file.name, file.content);
+  }
+
+ private:
+  void write(const StateDict& state, const std::string& stem, const char* folder,
+             checkpoint::RangeWriter& writer) const {
+    const bool sharded = form == StateForm::kSharded;
+    const auto plan = sharded ? checkpoint::plan_sharded(state, rank)
+                              : checkpoint::plan_full(state, {.stem = stem});
+    checkpoint::write_state(plan, state, rank, writer, sharded ? folder : "");
   }
 };
 
@@ -128,7 +162,13 @@ Checkpointer::Checkpointer(ShardedCore& core, CheckpointerOptions options)
     : core_(core),
       options_(std::move(options)),
       verdict_(core.comm()),
-      save_(core.comm(), options_.directory) {}
+      save_(core.comm(), options_.directory) {
+  if (!options_.async) return;
+  Outcome outcome;
+  outcome.run(
+      [&] { snapshot_ = std::make_unique<Snapshot>(saved_model(), optimizer_state(core_)); });
+  verdict_.agree(outcome, "room for a snapshot");
+}
 
 Checkpointer::~Checkpointer() = default;
 
@@ -177,19 +217,13 @@ std::shared_ptr<Checkpointer::Content> Checkpointer::collect(int64_t step,
   content->model = saved_model();
   content->optimizer = optimizer_state(core_);
   content->form = options_.form;
+  content->model_stem = options_.model_stem;
   content->rank = core_.comm().rank();
   if (in_background) {
     if (!snapshot_) snapshot_ = std::make_unique<Snapshot>(content->model, content->optimizer);
-    snapshot_->refresh();
+    snapshot_->copy(content->model, content->optimizer);
     content->model = snapshot_->model();
     content->optimizer = snapshot_->optimizer();
-  }
-  if (options_.form == StateForm::kFull) {
-    content->model_plan = checkpoint::plan_full(content->model, {.stem = options_.model_stem});
-    content->optimizer_plan = checkpoint::plan_full(content->optimizer, {.stem = "optimizer"});
-  } else {
-    content->model_plan = checkpoint::plan_sharded(content->model, content->rank);
-    content->optimizer_plan = checkpoint::plan_sharded(content->optimizer, content->rank);
   }
   if (content->rank == 0) {
     content->files = extras.files;

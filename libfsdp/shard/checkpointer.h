@@ -37,7 +37,7 @@ struct CheckpointerOptions {
   std::string directory;  ///< Holds checkpoint-<step>/.
   StateForm form = StateForm::kSharded;
   /// Write in the background, from a copy in host memory (as large as what this rank saves, taken
-  /// at the first save and kept): save() returns when the copy is made.
+  /// at once and kept): save() returns when the copy is made.
   bool async = false;
   int64_t save_total_limit = 0;           ///< Keep so many checkpoints, the newest; 0 = all.
   bool overwrite = false;                 ///< Replace a checkpoint of the same step.
