@@ -9,6 +9,7 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/lora/linear_base.h"
+#include "libfsdp/lora/peft_files.h"
 #include "libfsdp/shard/dropout.h"
 #include "libfsdp/shard/functions.h"
 #include "libfsdp/shard/init.h"
@@ -221,16 +222,29 @@ void Adapters::add(LoraConfig config, const std::string& name) {
 
 bool Adapters::is_adapter(const std::string& parameter) {
   for (const char* part : {".lora_A.", ".lora_B.", ".lora_embedding_A.", ".lora_embedding_B.",
-                           ".lora_magnitude_vector."}) {
+                           ".lora_magnitude_vector.", ".adaption_", "prompt_encoder."}) {
     if (parameter.find(part) != std::string::npos) return true;
   }
   return false;
 }
 
-ShardOptions Adapters::shard_options(ShardOptions options, double b_rate_scale) const {
+ShardOptions Adapters::shard_options(ShardOptions options) const {
   options.in_root = [state = state_](const std::string& name) {
     return is_adapter(name) || state->trainable.count(name) != 0;
   };
+  return options;
+}
+
+bool Adapters::changes_base() const {
+  const Init init = config().init;
+  return init == Init::kPissa || init == Init::kOlora;
+}
+
+checkpoint::StateDict Adapters::state(ShardedCore& core) const {
+  return adapter_state(core, *this);
+}
+
+ShardOptions with_b_rate(ShardOptions options, double b_rate_scale) {
   if (b_rate_scale == 1) return options;
   const auto before = options.param_group;
   const auto groups = static_cast<int>(options.groups.size());

@@ -18,7 +18,7 @@
 #include "libfsdp/lora/config.h"
 #include "libfsdp/lora/functions.h"
 #include "libfsdp/lora/target.h"
-#include "libfsdp/shard/sharded_core.h"
+#include "libfsdp/lora/tuner.h"
 
 namespace fsdp::lora {
 
@@ -34,7 +34,7 @@ struct AdapterParameters {
 };
 
 /// All adapters of a model. A cheap handle; the modules keep what they compute with.
-class Adapters {
+class Adapters : public Tuner {
  public:
   /// Freezes `model` (but for modules_to_save and the biases that the config names), and gives the
   /// modules that `config` targets an adapter of that name: parameters
@@ -49,15 +49,22 @@ class Adapters {
   /// Another adapter beside, switched off at first. Before fully_shard(), too.
   void add(LoraConfig config, const std::string& name);
 
-  /// `options` with adapters, biases and modules to save as one bucket of the root; with
-  /// `b_rate_scale` other than 1 (LoRA+) the Bs are a group of their own.
-  ShardOptions shard_options(ShardOptions options, double b_rate_scale = 1) const;
-  /// Whether a parameter of that name belongs to an adapter (of any name).
+  /// `options` with adapters, biases and modules to save as one bucket of the root.
+  ShardOptions shard_options(ShardOptions options) const override;
+  /// Whether a parameter of that name belongs to an adapter, of any name and kind (see Tuner).
   static bool is_adapter(const std::string& parameter);
 
   /// First values of the adapters `name`, equal at any number of ranks; inits that take their
   /// values from the weights change these (see Init), so they must have been loaded. Collective.
-  void initialize(ShardedCore& core, uint64_t seed, const std::string& name = kDefaultName);
+  void initialize(ShardedCore& core, uint64_t seed, const std::string& name);
+  void initialize(ShardedCore& core, uint64_t seed) override {
+    initialize(core, seed, kDefaultName);
+  }
+  bool changes_base() const override;
+
+  /// Those of kDefaultName.
+  std::string config_text() const override { return adapter_config_text(config()); }
+  checkpoint::StateDict state(ShardedCore& core) const override;
 
   /// Which adapters compute; all others are switched off. Empty = the base model alone. The
   /// parameters of those that do are trained. Not inside a step. Throws ConfigError (unknown name).
@@ -76,5 +83,8 @@ class Adapters {
   struct State;
   std::shared_ptr<State> state_;
 };
+
+/// LoRA+: `options` in which the Bs are groups of their own, with `b_rate_scale` times the rate.
+ShardOptions with_b_rate(ShardOptions options, double b_rate_scale);
 
 }  // namespace fsdp::lora

@@ -6,6 +6,7 @@
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/io/json.h"
+#include "libfsdp/lora/config_fields.h"
 #include "libfsdp/text/tokenizer_regex.h"
 
 namespace fsdp::lora {
@@ -60,23 +61,12 @@ const Value* find_pattern(const std::vector<std::pair<std::string, Value>>& patt
 // ---------------------------------------------------------------------------------------------------------------------
 // Files
 
-// A field that was left out, or says that nothing is done.
-bool says_nothing(const Json& value) {
-  if (value.is_null() || (value.is_bool() && !value.as_bool())) return true;
-  return (value.is_array() || value.is_object()) && value.empty();
-}
-
-// Fields that change nothing here: notes, or settings of other programs.
-const std::set<std::string, std::less<>>& ignored_fields() {
-  static const std::set<std::string, std::less<>> fields = {
-      "auto_mapping",      "base_model_name_or_path",
-      "inference_mode",    "megatron_config",
-      "megatron_core",     "peft_type",
-      "peft_version",      "revision",
-      "runtime_config",    "task_type",
-      "qalora_group_size", "eva_config",
-      "corda_config",      "loftq_config"};
-  return fields;
+// Settings of other programs, and of inits that a file's values replace.
+bool is_ignored(const std::string& name) {
+  static const std::set<std::string> fields = {"megatron_config",   "megatron_core",
+                                               "qalora_group_size", "eva_config",
+                                               "corda_config",      "loftq_config"};
+  return fields.count(name) != 0;
 }
 
 std::vector<std::string> strings_of(const Json& value) {
@@ -99,7 +89,7 @@ Init init_of(const Json& value, const std::string& where) {
                        " is not supported. Known: true, gaussian, pissa, olora, orthogonal"));
 }
 
-void read_field(const std::string& name, const Json& value, const std::string& where,
+bool read_field(const std::string& name, const Json& value, const std::string& where,
                 LoraConfig& config) {
   if (name == "r") {
     config.r = value.as_int();
@@ -141,10 +131,10 @@ void read_field(const std::string& name, const Json& value, const std::string& w
       config.alpha_pattern.emplace_back(key, alpha.as_double());
   } else if (name == "init_lora_weights") {
     config.init = init_of(value, where);
-  } else if (ignored_fields().count(name) == 0) {
-    throw ModelError(cat(where, ": '", name, "' is ", value.dump(),
-                         ": this changes what the adapter computes and is not supported"));
+  } else {
+    return is_ignored(name);
   }
+  return true;
 }
 
 Json strings_json(std::vector<std::string> values, const std::string& pattern) {
@@ -227,23 +217,14 @@ void LoraConfig::validate() const {
 }
 
 LoraConfig read_adapter_config(const std::string& directory) {
-  const std::string path = directory + "/adapter_config.json";
-  const Json document = Json::read(path);
   LoraConfig config;
-  const Json* type = document.find("peft_type");
-  if (!type || !type->is_string() || type->as_string() != "LORA") {
-    throw ModelError(cat(path, ": peft_type is ", type ? type->dump() : "missing",
-                         ": only LORA adapters can be read"));
-  }
-  for (const auto& [name, value] : document.items()) {
-    const bool pattern = name == "rank_pattern" || name == "alpha_pattern";
-    if (says_nothing(value) && (pattern || name != "init_lora_weights")) continue;
-    read_field(name, value, path, config);
-  }
-  if (const Json* base = document.find("base_model_name_or_path"); base && base->is_string())
-    config.base_model_name_or_path = base->as_string();
-  if (const Json* task = document.find("task_type"); task && task->is_string())
-    config.task_type = task->as_string();
+  const PeftNotes notes =
+      read_peft_fields(directory, PeftType::kLora,
+                       [&](const std::string& name, const Json& value, const std::string& where) {
+                         return read_field(name, value, where, config);
+                       });
+  config.base_model_name_or_path = notes.base_model_name_or_path;
+  config.task_type = notes.task_type;
   config.validate();
   return config;
 }
@@ -252,17 +233,11 @@ std::string adapter_config_text(const LoraConfig& config) {
   Json init = true;
   for (const auto& [known, name] : names_of(Init{}))
     if (known == config.init && known != Init::kDefault) init = name;
-  const auto text_or_null = [](const std::string& text) {
-    return text.empty() ? Json() : Json(text);
-  };
-  const Json document = Json::object({
+  const Json fields = Json::object({
       {"alpha_pattern", pattern_json(config.alpha_pattern)},
-      {"auto_mapping", nullptr},
-      {"base_model_name_or_path", text_or_null(config.base_model_name_or_path)},
       {"bias", name_of(config.bias)},
       {"exclude_modules", strings_json(config.exclude_modules, config.exclude_pattern)},
       {"fan_in_fan_out", false},
-      {"inference_mode", true},
       {"init_lora_weights", init},
       {"layers_pattern", strings_json(config.layers_pattern, "")},
       {"layers_to_transform",
@@ -273,16 +248,14 @@ std::string adapter_config_text(const LoraConfig& config) {
       {"megatron_config", nullptr},
       {"megatron_core", "megatron.core"},
       {"modules_to_save", strings_json(config.modules_to_save, "")},
-      {"peft_type", "LORA"},
       {"r", config.r},
       {"rank_pattern", pattern_json(config.rank_pattern)},
-      {"revision", nullptr},
       {"target_modules", strings_json(config.target_modules, config.target_pattern)},
-      {"task_type", text_or_null(config.task_type)},
       {"use_dora", config.use_dora},
       {"use_rslora", config.use_rslora},
   });
-  return document.dump(2);
+  return peft_config_text(PeftType::kLora, {config.base_model_name_or_path, config.task_type},
+                          fields);
 }
 
 }  // namespace fsdp::lora

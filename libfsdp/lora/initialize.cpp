@@ -2,11 +2,10 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
-#include <functional>
-#include <map>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/lora/adapters.h"
+#include "libfsdp/lora/fills.h"
 #include "libfsdp/lora/parameter_names.h"
 #include "libfsdp/shard/random.h"
 #include "libfsdp/shard/tensors.h"
@@ -15,36 +14,6 @@ namespace fsdp::lora {
 namespace {
 
 using at::Tensor;
-
-// Elements [begin, ...) of a flattened parameter.
-using Fill = std::function<void(int64_t begin, std::span<float> values)>;
-using Fills = std::map<std::string, Fill>;  // By full name of the parameter.
-
-constexpr int64_t kChunk = int64_t{1} << 20;
-
-Fill values_of(const Tensor& tensor) {
-  return [whole = tensor.to(at::kCPU, at::kFloat).contiguous()](int64_t begin,
-                                                                std::span<float> values) {
-    const float* from = whole.data_ptr<float>() + begin;
-    std::copy(from, from + values.size(), values.begin());
-  };
-}
-
-Fill zeros() {
-  return [](int64_t, std::span<float> values) { std::fill(values.begin(), values.end(), 0.0F); };
-}
-
-Fill normal(uint64_t key, double deviation) {
-  return [=](int64_t begin, std::span<float> values) {
-    fill_normal(key, begin, values, 0, deviation);
-  };
-}
-
-Fill uniform(uint64_t key, double bound) {
-  return [=](int64_t begin, std::span<float> values) {
-    fill_uniform(key, begin, values, -bound, bound);
-  };
-}
 
 Tensor normal_tensor(uint64_t key, at::IntArrayRef shape) {
   Tensor tensor = at::empty(shape, at::kFloat);
@@ -122,19 +91,7 @@ class Initializer {
           values_of(at::linalg_vector_norm(weight_of(adapter), 2, at::IntArrayRef{1}));
   }
 
-  void store() {
-    std::vector<float> values;
-    for (const OwnedSlice& piece : core_.owned_slices()) {
-      const auto fill = fills_.find(piece.name);
-      if (fill == fills_.end()) continue;
-      for (int64_t at = 0; at < piece.numel; at += kChunk) {
-        values.resize(static_cast<size_t>(std::min(kChunk, piece.numel - at)));
-        fill->second(piece.param_at + at, values);
-        core_.store(piece, at, values);
-      }
-    }
-    core_.publish();
-  }
+  void store() { store_fills(core_, fills_); }
 
  private:
   Tensor weight_of(const AdapterParameters& adapter) {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <limits>
-#include <set>
+#include <map>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/checkpoint/load_state.h"
@@ -30,9 +30,13 @@ void for_each_part(const checkpoint::TensorPart& tensor, Use use) {
   }
 }
 
-// An adapter of an Embedding starts with A zero, others with B.
+// An adapter of an Embedding starts with A zero, others with B. A prefix starts so where PEFT is
+// told to (init_weights).
 bool starts_at_zero(const std::string& peft_name) {
-  return peft_name.ends_with(".lora_B.weight") || peft_name.ends_with(".lora_embedding_A");
+  for (const char* end :
+       {".lora_B.weight", ".lora_embedding_A", ".adaption_gate", "prompt_embeddings"})
+    if (peft_name.ends_with(end)) return true;
+  return false;
 }
 
 // Throws for the first tensor that is zero on all ranks.
@@ -61,38 +65,16 @@ void check_updated(ShardedCore& core, const checkpoint::StateDict& state, const 
   }
 }
 
-}  // namespace
-
-checkpoint::StateDict adapter_state(ShardedCore& core, const Adapters& adapters,
-                                    const std::string& name) {
-  std::set<std::string> wanted;
-  for (const AdapterParameters& adapter : adapters.parameters(name)) {
-    wanted.insert(a_name(adapter, name));
-    wanted.insert(b_name(adapter, name));
-    if (adapter.magnitude.defined()) wanted.insert(magnitude_name(adapter, name));
-  }
-  for (const std::string& parameter : adapters.trained_besides()) wanted.insert(parameter);
-  checkpoint::StateDict state;
-  for (checkpoint::TensorPart& tensor : model_state(core).tensors) {
-    if (wanted.count(tensor.name) == 0) continue;
-    tensor.name = peft_name(tensor.name, name);
-    state.tensors.push_back(std::move(tensor));
-  }
-  return state;
-}
-
-void save_adapter(ShardedCore& core, const Adapters& adapters, const std::string& directory,
-                  const std::string& name) {
-  const checkpoint::StateDict state = adapter_state(core, adapters, name);
+void save_files(ShardedCore& core, const checkpoint::StateDict& state,
+                const std::string& config_text, const std::string& directory) {
   check_updated(core, state, "adapter");
   checkpoint::save_model(core.comm(), directory, state,
                          {.stem = kStem, .max_file_bytes = std::numeric_limits<int64_t>::max()},
-                         {{kConfigFile, adapter_config_text(adapters.config(name))}});
+                         {{kConfigFile, config_text}});
 }
 
-void load_adapter(ShardedCore& core, const Adapters& adapters, const std::string& directory,
-                  const std::string& name) {
-  const checkpoint::StateDict state = adapter_state(core, adapters, name);
+void load_files(ShardedCore& core, const checkpoint::StateDict& state,
+                const std::string& directory) {
   const checkpoint::Verdict verdict(core.comm());
   checkpoint::Outcome loaded;
   loaded.run(
@@ -100,6 +82,54 @@ void load_adapter(ShardedCore& core, const Adapters& adapters, const std::string
   verdict.agree(loaded, "adapter is loaded");
   core.publish();
   check_updated(core, state, directory.c_str());
+}
+
+}  // namespace
+
+checkpoint::StateDict renamed_state(ShardedCore& core,
+                                    const std::map<std::string, std::string>& names) {
+  checkpoint::StateDict state;
+  for (checkpoint::TensorPart& tensor : model_state(core).tensors) {
+    const auto name = names.find(tensor.name);
+    if (name == names.end()) continue;
+    tensor.name = name->second;
+    state.tensors.push_back(std::move(tensor));
+  }
+  return state;
+}
+
+checkpoint::StateDict adapter_state(ShardedCore& core, const Adapters& adapters,
+                                    const std::string& name) {
+  std::map<std::string, std::string> names;
+  const auto add = [&](const std::string& parameter) {
+    names[parameter] = peft_name(parameter, name);
+  };
+  for (const AdapterParameters& adapter : adapters.parameters(name)) {
+    add(a_name(adapter, name));
+    add(b_name(adapter, name));
+    if (adapter.magnitude.defined()) add(magnitude_name(adapter, name));
+  }
+  for (const std::string& parameter : adapters.trained_besides()) add(parameter);
+  return renamed_state(core, names);
+}
+
+void save_adapter(ShardedCore& core, const Tuner& tuner, const std::string& directory) {
+  save_files(core, tuner.files(core), tuner.config_text(), directory);
+}
+
+void save_adapter(ShardedCore& core, const Adapters& adapters, const std::string& directory,
+                  const std::string& name) {
+  save_files(core, adapter_state(core, adapters, name), adapter_config_text(adapters.config(name)),
+             directory);
+}
+
+void load_adapter(ShardedCore& core, const Tuner& tuner, const std::string& directory) {
+  load_files(core, tuner.files(core), directory);
+}
+
+void load_adapter(ShardedCore& core, const Adapters& adapters, const std::string& directory,
+                  const std::string& name) {
+  load_files(core, adapter_state(core, adapters, name), directory);
 }
 
 }  // namespace fsdp::lora

@@ -16,18 +16,21 @@ checkpoint::StateDict adapter_state(ShardedCore& core, const Adapters& adapters,
 /// Writes the adapter into `directory` (made when missing): every rank its ranges of the final
 /// file, which takes its name when all are done; the config last.
 ///
-/// Collective. Throws, on all ranks: ModelError that names a tensor that is empty or a B that has
-/// never been updated (all zero); HostResourceError; then no file has changed.
+/// Collective. Throws, on all ranks: ModelError that names a tensor that is empty, or one that is
+/// zero at first and has never been updated (B, gates); HostResourceError; then no file has
+/// changed.
+void save_adapter(ShardedCore& core, const Tuner& tuner, const std::string& directory);
 void save_adapter(ShardedCore& core, const Adapters& adapters, const std::string& directory,
-                  const std::string& name = kDefaultName);
+                  const std::string& name);
 
-/// Fills the adapter from such a directory, each rank its own bytes; the config that `adapters` was
-/// made with should be read_adapter_config(directory).
+/// Fills the adapter from such a directory, each rank its own bytes; the config that it was made
+/// with should be that of the directory.
 ///
 /// Collective. Inits that change the model's weights must have been run before, as PEFT does.
 /// Throws, on all ranks: ModelError that lists missing, unexpected and misshapen tensors, or names
-/// a B that is all zero.
+/// one that is all zero as above.
+void load_adapter(ShardedCore& core, const Tuner& tuner, const std::string& directory);
 void load_adapter(ShardedCore& core, const Adapters& adapters, const std::string& directory,
-                  const std::string& name = kDefaultName);
+                  const std::string& name);
 
 }  // namespace fsdp::lora

@@ -6,9 +6,13 @@
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
+
 #include "libfsdp/models/attention_cpu.h"
 #include "libfsdp/models/cpu_data.h"
+#include "libfsdp/models/heads.h"
 #include "libfsdp/models/kv_cache.h"
+#include "libfsdp/models/prefix_attention.h"
 
 namespace fsdp::models {
 namespace {
@@ -27,11 +31,13 @@ class CausalAttention : public torch::autograd::Function<CausalAttention> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                         const Tensor& cos, const Tensor& sin, std::vector<int64_t> bounds,
-                        const AttentionShape& shape) {
+                        const AttentionShape& shape, const std::optional<Tensor>& prefix) {
     const AttentionInputs inputs{q.contiguous(),    k.contiguous(), v.contiguous(), cos, sin,
                                  std::move(bounds), shape};
-    const AttentionResult result = attention_cpu_forward(inputs);
-    ctx->save_for_backward({inputs.q, inputs.k, inputs.v, cos, sin, result.out, result.log_sum});
+    AttentionResult result = attention_cpu_forward(inputs);
+    if (prefix) join_prefix(inputs, *prefix, result);
+    ctx->save_for_backward({inputs.q, inputs.k, inputs.v, cos, sin, result.out, result.log_sum,
+                            prefix.value_or(Tensor())});
     ctx->saved_data["bounds"] = inputs.bounds;
     ctx->saved_data["shape"] =
         std::vector<int64_t>{shape.num_heads, shape.num_kv_heads, shape.head_dim};
@@ -48,40 +54,41 @@ class CausalAttention : public torch::autograd::Function<CausalAttention> {
                                  saved[4],
                                  ctx->saved_data["bounds"].toIntVector(),
                                  {shape[0], shape[1], shape[2]}};
-    AttentionGrads result =
-        attention_cpu_backward(inputs, {saved[5], saved[6]}, grads[0].contiguous());
-    return {result.q, result.k, result.v, Tensor(), Tensor(), Tensor(), Tensor()};
+    const AttentionResult attended{saved[5], saved[6]};
+    const Tensor dout = grads[0].contiguous(), prefix = saved[7];
+    AttentionGrads result = attention_cpu_backward(inputs, attended, dout);
+    Tensor d_prefix;
+    if (prefix.defined()) d_prefix = prefix_backward(inputs, prefix, attended, dout, result);
+    return {result.q, result.k, result.v, Tensor(), Tensor(), Tensor(), Tensor(), d_prefix};
   }
 };
 
-/// [N, heads d] -> [heads, N, d]
-Tensor split_heads(const Tensor& x, int64_t heads) {
-  return x.view({x.size(0), heads, -1}).transpose(0, 1);
-}
-
-/// x [heads, N, d], cos and sin [N, d / 2]
-Tensor rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
-  const std::vector<Tensor> halves = x.chunk(2, -1);
-  const Tensor c = cos.to(x.scalar_type()), s = sin.to(x.scalar_type());
-  return at::cat({halves[0] * c - halves[1] * s, halves[1] * c + halves[0] * s}, -1);
-}
-
 Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
               bool causal) {
-  return at::scaled_dot_product_attention(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), mask, 0.0,
-                                          causal, std::nullopt, q.size(0) != k.size(0))
-      .squeeze(0)
-      .transpose(0, 1)
-      .flatten(1);
+  return join_heads(at::scaled_dot_product_attention(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0),
+                                                     mask, 0.0, causal, std::nullopt,
+                                                     q.size(0) != k.size(0))
+                        .squeeze(0));
 }
 
+// prefix_k and prefix_v [G, P, d], or undefined.
 Tensor composed_attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                          const AttentionSpans& spans) {
+                          const AttentionSpans& spans, const Tensor& prefix_k,
+                          const Tensor& prefix_v) {
   std::vector<Tensor> parts;
   for (const Span& span : spans.spans) {
     const int64_t n = span.end - span.begin;
-    parts.push_back(attend(q.narrow(1, span.begin, n), k.narrow(1, span.begin, n),
-                           v.narrow(1, span.begin, n), {}, true));
+    const Tensor own_q = q.narrow(1, span.begin, n), own_k = k.narrow(1, span.begin, n),
+                 own_v = v.narrow(1, span.begin, n);
+    if (!prefix_k.defined()) {
+      parts.push_back(attend(own_q, own_k, own_v, {}, true));
+      continue;
+    }
+    const int64_t before = prefix_k.size(1);
+    const Tensor mask =
+        at::ones({n, before + n}, q.options().dtype(at::kBool).requires_grad(false)).tril(before);
+    parts.push_back(
+        attend(own_q, at::cat({prefix_k, own_k}, 1), at::cat({prefix_v, own_v}, 1), mask, false));
   }
   return parts.size() == 1 ? parts[0] : at::cat(parts, 0);
 }
@@ -89,12 +96,20 @@ Tensor composed_attention(const Tensor& q, const Tensor& k, const Tensor& v,
 }  // namespace
 
 Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos,
-                        const Tensor& sin, const AttentionSpans& spans,
-                        const AttentionShape& shape) {
-  if (on_fused_cpu(q)) return CausalAttention::apply(q, k, v, cos, sin, bounds_of(spans), shape);
+                        const Tensor& sin, const AttentionSpans& spans, const AttentionShape& shape,
+                        const Tensor& prefix) {
+  if (on_fused_cpu(q)) {
+    return CausalAttention::apply(q, k, v, cos, sin, bounds_of(spans), shape,
+                                  prefix.defined() ? std::optional<Tensor>(prefix) : std::nullopt);
+  }
+  Tensor prefix_k, prefix_v;
+  if (prefix.defined()) {
+    prefix_k = split_heads(prefix[0], shape.num_kv_heads);
+    prefix_v = split_heads(prefix[1], shape.num_kv_heads);
+  }
   return composed_attention(rotate(split_heads(q, shape.num_heads), cos, sin),
                             rotate(split_heads(k, shape.num_kv_heads), cos, sin),
-                            split_heads(v, shape.num_kv_heads), spans);
+                            split_heads(v, shape.num_kv_heads), spans, prefix_k, prefix_v);
 }
 
 Tensor cached_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos,

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/stack.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +13,7 @@
 #include "libfsdp/base/checked.h"
 #include "libfsdp/models/cpu_data.h"
 #include "libfsdp/models/cpu_loops.h"
+#include "libfsdp/models/prefix_attention.h"
 #include "libfsdp/models/small_gemm.h"
 
 namespace fsdp::models {
@@ -288,23 +290,28 @@ void store_in_cache(const AttentionInputs& inputs, const at::Tensor& key_cache,
   }
 }
 
+/// [2, count, G d] of caches [G, capacity, d].
+at::Tensor first_tokens(const at::Tensor& keys, const at::Tensor& values, int64_t count) {
+  return at::stack({keys.narrow(1, 0, count), values.narrow(1, 0, count)})
+      .transpose(1, 2)
+      .flatten(2);
+}
+
+/// Of the one new token.
 void attend_cached_group(const AttentionInputs& inputs, const at::Tensor& key_cache,
                          const at::Tensor& value_cache, int64_t begin, int64_t group,
                          const at::Tensor& result) {
-  const int64_t d = inputs.shape.head_dim, tokens = inputs.q.size(0);
+  const int64_t d = inputs.shape.head_dim;
   const int64_t per_group = inputs.shape.num_heads / inputs.shape.num_kv_heads;
-  Scratch scratch((tokens + 1) * d + begin + tokens + 64);
-  float *q = scratch.take(tokens * d), *attended = scratch.take(d),
-        *scores = scratch.take(begin + tokens);
+  Scratch scratch(2 * d + begin + 65);
+  float *q = scratch.take(d), *attended = scratch.take(d), *scores = scratch.take(begin + 1);
   const float* keys = in<float>(key_cache) + group * key_cache.stride(0);
   const float* values = in<float>(value_cache) + group * value_cache.stride(0);
   for (int64_t h = group * per_group; h < (group + 1) * per_group; ++h) {
-    load_padded({inputs.q, h, d}, {0, tokens, tokens, group}, rotation_at(inputs, 0),
+    load_padded({inputs.q, h, d}, {0, 1, 1, group}, rotation_at(inputs, 0),
                 softmax_scale(inputs.shape), q);
-    for (int64_t i = 0; i < tokens; ++i) {
-      attend_one(q + i * d, keys, values, begin + i + 1, d, scores, attended);
-      store_rows(attended, i, 1, {result, h, d}, {}, 1.0F);
-    }
+    attend_one(q, keys, values, begin + 1, d, scores, attended);
+    store_rows(attended, 0, 1, {result, h, d}, {}, 1.0F);
   }
 }
 
@@ -331,9 +338,12 @@ AttentionGrads attention_cpu_backward(const AttentionInputs& inputs, const Atten
 
 at::Tensor attention_cpu_cached(const AttentionInputs& inputs, const at::Tensor& key_cache,
                                 const at::Tensor& value_cache, int64_t begin) {
-  const int64_t tokens = inputs.q.size(0);
   store_in_cache(inputs, key_cache, value_cache, begin);
-  if (begin == 0 && tokens > 1) return attention_cpu_forward(inputs).out;  // the prompt
+  if (inputs.q.size(0) > 1) {  // a prompt
+    AttentionResult attended = attention_cpu_forward(inputs);
+    if (begin > 0) join_prefix(inputs, first_tokens(key_cache, value_cache, begin), attended);
+    return attended.out;
+  }
   const at::Tensor result = at::empty_like(inputs.q);
   at::parallel_for(0, inputs.shape.num_kv_heads, 1, [&](int64_t first, int64_t last) {
     for (int64_t g = first; g < last; ++g)

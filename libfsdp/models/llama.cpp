@@ -10,9 +10,10 @@
 #include <tuple>
 
 #include "libfsdp/base/error.h"
-#include "libfsdp/models/attention.h"
 #include "libfsdp/models/functions.h"
+#include "libfsdp/models/heads.h"
 #include "libfsdp/models/loss.h"
+#include "libfsdp/models/prefix_attention.h"
 #include "libfsdp/shard/weight_adapter.h"
 
 namespace fsdp::models {
@@ -22,36 +23,45 @@ using Spans = std::shared_ptr<const AttentionSpans>;
 
 LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& c, int64_t layer,
                                        const at::TensorOptions& options)
-    : layer_(layer),
-      num_heads_(c.num_attention_heads),
-      num_kv_heads_(c.num_key_value_heads),
-      head_dim_(c.head_dim) {
-  const int64_t q = num_heads_ * head_dim_, kv = num_kv_heads_ * head_dim_;
+    : layer_(layer), shape_{c.num_attention_heads, c.num_key_value_heads, c.head_dim} {
+  const int64_t q = shape_.num_heads * c.head_dim, kv = shape_.num_kv_heads * c.head_dim;
   q_proj = register_module("q_proj", Linear(c.hidden_size, q, c.qkv_bias, options));
   k_proj = register_module("k_proj", Linear(c.hidden_size, kv, c.qkv_bias, options));
   v_proj = register_module("v_proj", Linear(c.hidden_size, kv, c.qkv_bias, options));
   o_proj = register_module("o_proj", Linear(q, c.hidden_size, c.o_bias, options));
   if (c.qk_norm) {
-    q_norm = register_module("q_norm", RmsNorm(head_dim_, c.rms_norm_eps, options));
-    k_norm = register_module("k_norm", RmsNorm(head_dim_, c.rms_norm_eps, options));
+    q_norm = register_module("q_norm", RmsNorm(c.head_dim, c.rms_norm_eps, options));
+    k_norm = register_module("k_norm", RmsNorm(c.head_dim, c.rms_norm_eps, options));
   }
 }
 
 Tensor LlamaAttentionImpl::forward(const Tensor& hidden, const RmsNorm& norm, const Tensor& cos,
-                                   const Tensor& sin, Spans spans) {
+                                   const Tensor& sin, Spans spans, const Tensor& prefix) {
   const std::vector<Tensor> qkv = norm_linears(hidden, norm, {q_proj, k_proj, v_proj});
   Tensor q = qkv[0], k = qkv[1];
   const Tensor& v = qkv[2];
   if (q_norm) {
-    q = q_norm->forward(q.view({-1, head_dim_})).view_as(q);
-    k = k_norm->forward(k.view({-1, head_dim_})).view_as(k);
+    q = q_norm->forward(q.view({-1, shape_.head_dim})).view_as(q);
+    k = k_norm->forward(k.view({-1, shape_.head_dim})).view_as(k);
   }
-  const AttentionShape shape{num_heads_, num_kv_heads_, head_dim_};
   const Tensor attended = spans->cache
                               ? cached_attention(q, k, v, cos, sin, *spans->cache, layer_,
-                                                 spans->cache->length() - hidden.size(0), shape)
-                              : causal_attention(q, k, v, cos, sin, *spans, shape);
-  return o_proj->forward(attended);
+                                                 spans->cache->length() - hidden.size(0), shape_)
+                              : causal_attention(q, k, v, cos, sin, *spans, shape_, prefix);
+  if (!adaption_.tokens.defined()) return o_proj->forward(attended);
+  const Tensor tokens = adaption_.tokens.squeeze(0);
+  const Tensor beside =
+      prompt_attention(q, k_proj->forward(tokens), v_proj->forward(tokens), cos, sin, shape_);
+  return o_proj->forward(attended + adaption_.gate * beside);
+}
+
+void LlamaAttentionImpl::set_adaption(lora::AdaptionPrompt prompt) {
+  if (q_norm || o_proj->bias.defined()) {
+    throw ConfigError(
+        "llama-adapter needs attention without norms of q and k and without a bias of o_proj, as "
+        "Llama's and Mistral's is. Hint: LoRA or prefix tuning.");
+  }
+  adaption_ = std::move(prompt);
 }
 
 LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& c, const at::TensorOptions& options) {
@@ -79,13 +89,15 @@ LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& c, int64_t layer
 }
 
 Tensor LlamaDecoderLayerImpl::forward(const Tensor& hidden, const Tensor& cos, const Tensor& sin,
-                                      Spans spans) {
-  const Tensor middle = hidden + self_attn->forward(hidden, input_layernorm, cos, sin, spans);
+                                      Spans spans, const Tensor& prefix) {
+  const Tensor middle =
+      hidden + self_attn->forward(hidden, input_layernorm, cos, sin, spans, prefix);
   return middle + mlp->forward(middle, post_attention_layernorm);
 }
 
 LlamaModelImpl::LlamaModelImpl(const LlamaConfig& c, const at::TensorOptions& options)
-    : rope_(c.rope, c.head_dim) {
+    : rope_(c.rope, c.head_dim),
+      prefix_shape_{c.num_hidden_layers, c.num_key_value_heads, c.head_dim} {
   embed_tokens = register_module(
       "embed_tokens", Embedding(c.vocab_size, c.hidden_size, c.tie_word_embeddings, options));
   auto list = register_module("layers", torch::nn::ModuleList());
@@ -96,10 +108,37 @@ LlamaModelImpl::LlamaModelImpl(const LlamaConfig& c, const at::TensorOptions& op
   norm = register_module("norm", RmsNorm(c.hidden_size, c.rms_norm_eps, options));
 }
 
+std::vector<Tensor> LlamaModelImpl::make_prefixes() const {
+  const auto& [layers, kv_heads, head_dim] = prefix_shape_;
+  return prefix_.make()
+      .view({prefix_.tokens, layers, 2, kv_heads * head_dim})
+      .permute({1, 2, 0, 3})
+      .contiguous()
+      .unbind();
+}
+
+void LlamaModelImpl::begin_cache(KvCache& cache) const {
+  if (prefix_.tokens == 0 || cache.length() > 0) return;
+  const int64_t begin = cache.append(prefix_.tokens);
+  const std::vector<Tensor> prefixes = make_prefixes();
+  for (size_t l = 0; l < prefixes.size(); ++l) {
+    const auto layer = static_cast<int64_t>(l);
+    const auto store = [&](Tensor& to, const Tensor& from) {
+      to.narrow(1, begin, prefix_.tokens).copy_(split_heads(from, prefix_shape_.kv_heads));
+    };
+    store(cache.keys(layer), prefixes[l][0]);
+    store(cache.values(layer), prefixes[l][1]);
+  }
+}
+
 Tensor LlamaModelImpl::forward(const Tensor& input_ids, const Tensor& position_ids, Spans spans) {
-  const auto [cos, sin] = rope_.lookup(position_ids);
+  const bool prefixed = prefix_.tokens > 0 && !spans->cache;  // A cache holds it already.
+  const std::vector<Tensor> prefixes =
+      prefixed ? make_prefixes() : std::vector<Tensor>(layers_.size());
+  const auto [cos, sin] = rope_.lookup(prefixed ? position_ids + prefix_.tokens : position_ids);
   Tensor hidden = embed_tokens->forward(input_ids);
-  for (auto& layer : layers_) hidden = layer->forward(hidden, cos, sin, spans);
+  for (size_t l = 0; l < layers_.size(); ++l)
+    hidden = layers_[l]->forward(hidden, cos, sin, spans, prefixes[l]);
   return norm->forward(hidden);
 }
 
@@ -133,7 +172,7 @@ void LlamaForCausalLMImpl::check_input(const Tensor& input_ids, int64_t longest)
 Tensor LlamaForCausalLMImpl::loss(const CausalLmBatch& batch) {
   int64_t longest = 0;
   for (const Span& span : batch.spans->spans) longest = std::max(longest, span.end - span.begin);
-  check_input(batch.input_ids, longest);
+  check_input(batch.input_ids, longest + model->prefix_tokens());
   if (lm_head && weight_adapter(lm_head->weight)) {
     throw ConfigError(
         "an adapter on lm_head: the loss never makes whole logits, so it cannot have one. Hint: "
@@ -144,7 +183,7 @@ Tensor LlamaForCausalLMImpl::loss(const CausalLmBatch& batch) {
 }
 
 Tensor LlamaForCausalLMImpl::logits(const Tensor& input_ids) {
-  check_input(input_ids, input_ids.size(1));
+  check_input(input_ids, input_ids.size(1) + model->prefix_tokens());
   const CausalLmBatch batch = make_batch(input_ids, input_ids);
   const Tensor hidden = model->forward(batch.input_ids, batch.position_ids, batch.spans);
   return at::linear(hidden, head_weight()).view({input_ids.size(0), input_ids.size(1), -1});
@@ -153,6 +192,7 @@ Tensor LlamaForCausalLMImpl::logits(const Tensor& input_ids) {
 Tensor LlamaForCausalLMImpl::forward_cached(const Tensor& input_ids,
                                             const std::shared_ptr<KvCache>& cache) {
   const at::NoGradGuard no_grad;
+  model->begin_cache(*cache);
   const int64_t count = input_ids.numel(), begin = cache->length();
   check_input(input_ids, begin + count);
   cache->append(count);

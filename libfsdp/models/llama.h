@@ -1,7 +1,7 @@
 // The Llama family as ordinary torch::nn modules, with the parameter names of Hugging Face's files.
 //
 // Legend of shapes: N tokens of the call (documents end to end, no padding), D hidden_size, H
-// heads, G KV heads, d head_dim, V vocabulary.
+// heads, G KV heads, d head_dim, V vocabulary, P tokens of a prefix (undefined = none).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,8 +11,11 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "libfsdp/lora/prompt_target.h"
+#include "libfsdp/models/attention.h"
 #include "libfsdp/models/batch.h"
 #include "libfsdp/models/config.h"
 #include "libfsdp/models/kv_cache.h"
@@ -22,18 +25,24 @@
 
 namespace fsdp::models {
 
-class LlamaAttentionImpl : public torch::nn::Module {
+class LlamaAttentionImpl : public torch::nn::Module, public lora::AdaptionTarget {
  public:
   LlamaAttentionImpl(const LlamaConfig& config, int64_t layer, const at::TensorOptions& options);
-  /// Of norm(hidden).
+  /// Of norm(hidden). prefix [2, P, G d].
   at::Tensor forward(const at::Tensor& hidden, const RmsNorm& norm, const at::Tensor& cos,
-                     const at::Tensor& sin, std::shared_ptr<const AttentionSpans> spans);
+                     const at::Tensor& sin, std::shared_ptr<const AttentionSpans> spans,
+                     const at::Tensor& prefix = {});
+
+  int64_t hidden_size() const override { return q_proj->weight.size(1); }
+  void set_adaption(lora::AdaptionPrompt prompt) override;
 
   Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
   RmsNorm q_norm{nullptr}, k_norm{nullptr};  ///< Qwen3 only.
 
  private:
-  int64_t layer_, num_heads_, num_kv_heads_, head_dim_;
+  int64_t layer_;
+  AttentionShape shape_;
+  lora::AdaptionPrompt adaption_;
 };
 TORCH_MODULE(LlamaAttention);
 
@@ -52,9 +61,9 @@ class LlamaDecoderLayerImpl : public torch::nn::Module {
  public:
   LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t layer, const at::TensorOptions& options);
 
-  /// hidden [N, D] -> [N, D]; cos and sin fp32 [N, d / 2].
+  /// hidden [N, D] -> [N, D]; cos and sin fp32 [N, d / 2], prefix [2, P, G d].
   at::Tensor forward(const at::Tensor& hidden, const at::Tensor& cos, const at::Tensor& sin,
-                     std::shared_ptr<const AttentionSpans> spans);
+                     std::shared_ptr<const AttentionSpans> spans, const at::Tensor& prefix = {});
 
   LlamaAttention self_attn{nullptr};
   LlamaMlp mlp{nullptr};
@@ -65,20 +74,32 @@ TORCH_MODULE(LlamaDecoderLayer);
 using LlamaLayerUnit = Unit<LlamaDecoderLayer>;
 
 /// Everything below the vocabulary projection ("model." in the files).
-class LlamaModelImpl : public torch::nn::Module {
+class LlamaModelImpl : public torch::nn::Module, public lora::PrefixTarget {
  public:
   LlamaModelImpl(const LlamaConfig& config, const at::TensorOptions& options);
 
   /// -> hidden states after the last norm, [N, D].
   at::Tensor forward(const at::Tensor& input_ids, const at::Tensor& position_ids,
                      std::shared_ptr<const AttentionSpans> spans);
+  /// Puts the prefix into an empty cache, as its first tokens.
+  void begin_cache(KvCache& cache) const;
+
+  lora::PrefixShape prefix_shape() const override { return prefix_shape_; }
+  void set_prefix(lora::Prefix prefix) override { prefix_ = std::move(prefix); }
+  /// 0 = there is none.
+  int64_t prefix_tokens() const { return prefix_.tokens; }
 
   Embedding embed_tokens{nullptr};
   RmsNorm norm{nullptr};
 
  private:
+  /// [2, P, G d] of each layer.
+  std::vector<at::Tensor> make_prefixes() const;
+
   std::vector<LlamaLayerUnit> layers_;
   RopeTable rope_;
+  lora::PrefixShape prefix_shape_;
+  lora::Prefix prefix_;
 };
 TORCH_MODULE(LlamaModel);
 
@@ -98,7 +119,7 @@ class LlamaForCausalLMImpl : public torch::nn::Module {
   at::Tensor forward(const at::Tensor& input_ids) { return logits(input_ids); }
 
   /// Generation: appends int64 [n] tokens to the cache -> logits of the last of them, fp32 [V].
-  /// Without gradients.
+  /// Without gradients. A prefix takes model->prefix_tokens() of the cache's room.
   at::Tensor forward_cached(const at::Tensor& input_ids, const std::shared_ptr<KvCache>& cache);
 
   const LlamaConfig& config() const { return config_; }

@@ -180,7 +180,9 @@ class Generator {
   Answer answer(const std::vector<int64_t>& prompt, bool visible) {
     const at::NoGradGuard no_grad;
     const auto cache = std::make_shared<models::KvCache>(
-        files_.config, static_cast<int64_t>(prompt.size()) + picks_.max_new_tokens,
+        files_.config,
+        model_.module()->model->prefix_tokens() + static_cast<int64_t>(prompt.size()) +
+            picks_.max_new_tokens,
         at::TensorOptions().dtype(to_scalar_type(options_.ranks.param_dtype())));
     const auto forward = [&](const at::Tensor& ids, const std::shared_ptr<models::KvCache>& kept) {
       return model_.run([&](auto& lm) { return lm.forward_cached(ids, kept); });
@@ -221,9 +223,10 @@ Inputs open_inputs(const GenerateOptions& options) {
   auto files = open_model(options.model_name_or_path);
   const Prompter prompter(files, options);
   auto requests = read_requests(options, prompter);
+  const int64_t prefix = prefix_tokens(options.adapter_name_or_path);
   for (const auto& request : requests) {
     if (request.ids.empty()) throw DataError("[generate] the prompt has no token.");
-    const auto length = static_cast<int64_t>(request.ids.size()) + options.max_new_tokens;
+    const auto length = prefix + static_cast<int64_t>(request.ids.size()) + options.max_new_tokens;
     files.config.check_context(length);
     if (length > files.config.max_position_embeddings) {
       throw ConfigError(cat("[generate] the prompt has ", request.ids.size(),

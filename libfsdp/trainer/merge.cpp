@@ -6,6 +6,7 @@
 #include "libfsdp/checkpoint/convert_state.h"
 #include "libfsdp/checkpoint/staged_directory.h"
 #include "libfsdp/io/file.h"
+#include "libfsdp/lora/config_fields.h"
 #include "libfsdp/lora/merge.h"
 #include "libfsdp/trainer/model_files.h"
 
@@ -13,9 +14,15 @@ namespace fsdp::trainer {
 
 void run_merge(const MergeOptions& options) {
   const ModelFiles files = open_model(options.model_name_or_path);
+  const std::string adapter = options.adapter_name_or_path.string();
+  if (lora::read_peft_type(adapter) != lora::PeftType::kLora) {
+    throw ConfigError(cat("[merge] ", adapter,
+                          " holds tokens that attention sees, no change of weights: there is no "
+                          "merged model of them. Hint: --adapter_name_or_path of eval and "
+                          "generate."));
+  }
   const io::HfWeights base = io::HfWeights::open(options.model_name_or_path.string());
-  const checkpoint::StateDict merged =
-      lora::merged_state(base, options.adapter_name_or_path.string());
+  const checkpoint::StateDict merged = lora::merged_state(base, adapter);
   prepare_output_dir(options.output_dir, /*overwrite=*/false,
                      files.parameters * static_cast<int64_t>(dtype_bytes(files.dtype)));
   checkpoint::StagedDirectory staged(options.output_dir.string());

@@ -101,12 +101,26 @@ void PeftOptions::check(const Origins& origins) const {
     if (origins.given(name) && !adapts())
       refuse_pair(origins, name, "use_peft", "all weights are trained, and there are no adapters");
   };
-  for (const char* name :
-       {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save",
-        "use_rslora", "use_dora", "lora_bias", "init_lora_weights", "loraplus_lr_ratio"})
+  needs_adapters("peft_method");
+  struct Owned {
+    const char* name;
+    const char* method;
+  };
+  for (const auto& [name, method] :
+       {Owned{"lora_r", "lora"}, Owned{"lora_alpha", "lora"}, Owned{"lora_dropout", "lora"},
+        Owned{"lora_target_modules", "lora"}, Owned{"lora_modules_to_save", "lora"},
+        Owned{"use_rslora", "lora"}, Owned{"use_dora", "lora"}, Owned{"lora_bias", "lora"},
+        Owned{"init_lora_weights", "lora"}, Owned{"loraplus_lr_ratio", "lora"},
+        Owned{"num_virtual_tokens", "prefix"}, Owned{"prefix_projection", "prefix"},
+        Owned{"adapter_len", "llama_adapter"}, Owned{"adapter_layers", "llama_adapter"}}) {
     needs_adapters(name);
-  for (const char* name : {"lora_r", "lora_alpha", "lora_target_modules", "lora_modules_to_save",
-                           "use_rslora", "use_dora", "lora_bias", "init_lora_weights"}) {
+    if (origins.given(name) && adapter_name_or_path.empty() && peft_method != method)
+      refuse_pair(origins, name, "peft_method", cat("it is an option of ", method));
+  }
+  for (const char* name :
+       {"peft_method", "lora_r", "lora_alpha", "lora_target_modules", "lora_modules_to_save",
+        "use_rslora", "use_dora", "lora_bias", "init_lora_weights", "num_virtual_tokens",
+        "prefix_projection", "adapter_len", "adapter_layers"}) {
     if (origins.given(name) && !adapter_name_or_path.empty())
       refuse_pair(origins, name, "adapter_name_or_path", "the adapter's folder says that");
   }

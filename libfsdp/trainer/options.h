@@ -94,9 +94,10 @@ struct CheckpointOptions {
 };
 
 /// Adapters, and a base in 4 or 8 bits; train has it. Names and defaults are those of TRL's
-/// ModelConfig.
+/// ModelConfig, and of llama-recipes for what TRL lacks.
 struct PeftOptions {
   bool use_peft = false;
+  std::string peft_method = "lora";
   std::filesystem::path adapter_name_or_path;
   int64_t lora_r = 16;
   double lora_alpha = 32;
@@ -108,6 +109,10 @@ struct PeftOptions {
   std::string lora_bias = "none";
   std::string init_lora_weights = "default";
   double loraplus_lr_ratio = 1;
+  int64_t num_virtual_tokens = 30;
+  bool prefix_projection = false;
+  int64_t adapter_len = 10;
+  int64_t adapter_layers = 30;
   bool load_in_4bit = false;
   bool load_in_8bit = false;
   std::string bnb_4bit_quant_type = "nf4";

@@ -101,9 +101,13 @@ void CheckpointOptions::fields(V& v) {
 template <class V>
 void PeftOptions::fields(V& v) {
   v.group("Adapters");
-  v("use_peft", use_peft, "Train low-rank adapters (LoRA) of linear layers; the model is frozen.");
+  v("use_peft", use_peft, "Train an adapter, see peft_method; the model is frozen.");
+  v("peft_method", peft_method,
+    "Kind of adapter: low-rank adapters of linear layers (LoRA), tokens in the last layers that "
+    "attention sees on the side, or keys and values in front of every layer's sequence.",
+    {.choices = {"lora", "llama_adapter", "prefix"}});
   v("adapter_name_or_path", adapter_name_or_path,
-    "Go on with the adapter of this PEFT folder; rank, alpha and targets are its own.");
+    "Go on with the adapter of this PEFT folder; its kind and sizes are its own.");
   v("lora_r", lora_r, "Rank of the adapters.", {.aliases = {"r"}, .min = 1, .max = 1 << 16});
   v("lora_alpha", lora_alpha, "The adapters' result is multiplied by alpha / rank.");
   v("lora_dropout", lora_dropout, "Dropout before the adapters.", {.min = 0, .max = 0.9999999});
@@ -119,6 +123,13 @@ void PeftOptions::fields(V& v) {
     {.choices = {"default", "gaussian", "pissa", "olora", "orthogonal"}});
   v("loraplus_lr_ratio", loraplus_lr_ratio, "LoRA+: rate of B by that of A.",
     {.min = 0, .max = 1e6, .above_min = true});
+  v("num_virtual_tokens", num_virtual_tokens, "prefix: tokens in front of the sequence.",
+    {.min = 1, .max = 1 << 16});
+  v("prefix_projection", prefix_projection,
+    "prefix: train embeddings of its tokens and two layers that make the prefix of them.");
+  v("adapter_len", adapter_len, "llama_adapter: tokens of a layer.", {.min = 1, .max = 1 << 16});
+  v("adapter_layers", adapter_layers, "llama_adapter: the last so many layers have them.",
+    {.min = 1, .max = 1 << 16});
   v("load_in_4bit", load_in_4bit, "Keep the frozen weights in 4 bits (QLoRA).");
   v("load_in_8bit", load_in_8bit, "Keep the frozen weights in 8 bits.");
   v("bnb_4bit_quant_type", bnb_4bit_quant_type, "Kind of 4 bits.", {.choices = {"nf4", "fp4"}});
@@ -208,7 +219,6 @@ void TrainOptions::fields(V& v) {
   v.refused({"save_on_each_node"},
             "the ranks of all hosts write one checkpoint, which must be on a disk that they share");
   v.refused({"enable_jit_checkpoint"}, "SIGTERM always saves a checkpoint");
-  v.refused({"peft_method"}, "the kind of adapters is LoRA: see use_peft");
   v.refused({"push_to_hub", "hub_model_id", "hub_token"},
             "nothing is uploaded; the model is in output_dir");
   v.refused({"report_to"}, "metrics go to metrics.jsonl in output_dir");

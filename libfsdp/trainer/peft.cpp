@@ -4,7 +4,9 @@
 #include <sstream>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/lora/adapters.h"
 #include "libfsdp/lora/peft_files.h"
+#include "libfsdp/lora/prompts.h"
 
 namespace fsdp::trainer {
 namespace {
@@ -51,32 +53,105 @@ int64_t numel_of(const std::vector<int64_t>& shape) {
   return numel;
 }
 
-}  // namespace
-
-lora::LoraConfig lora_config(const PeftOptions& options, const std::string& base) {
+lora::LoraConfig lora_config(const PeftOptions& options) {
+  if (!options.adapter_name_or_path.empty())
+    return lora::read_adapter_config(options.adapter_name_or_path.string());
   lora::LoraConfig config;
-  if (!options.adapter_name_or_path.empty()) {
-    config = lora::read_adapter_config(options.adapter_name_or_path.string());
-  } else {
-    config.r = options.lora_r;
-    config.alpha = options.lora_alpha;
-    config.dropout = options.lora_dropout;
-    config.use_rslora = options.use_rslora;
-    config.use_dora = options.use_dora;
-    config.bias = enum_of<lora::BiasMode>(options.lora_bias);
-    config.init = enum_of<lora::Init>(options.init_lora_weights);
-    config.modules_to_save = options.lora_modules_to_save;
-    set_targets(options.lora_target_modules, config);
-  }
-  config.base_model_name_or_path = base;
+  config.r = options.lora_r;
+  config.alpha = options.lora_alpha;
+  config.dropout = options.lora_dropout;
+  config.use_rslora = options.use_rslora;
+  config.use_dora = options.use_dora;
+  config.bias = enum_of<lora::BiasMode>(options.lora_bias);
+  config.init = enum_of<lora::Init>(options.init_lora_weights);
+  config.modules_to_save = options.lora_modules_to_save;
+  set_targets(options.lora_target_modules, config);
   config.validate();
   return config;
 }
 
+lora::PeftType peft_type_of(const std::string& method) {
+  if (method == "prefix") return lora::PeftType::kPrefixTuning;
+  return method == "llama_adapter" ? lora::PeftType::kAdaptionPrompt : lora::PeftType::kLora;
+}
+
+// What cannot be trained, whatever the model is.
+struct Checker {
+  void operator()(const lora::LoraConfig&) const {}
+  void operator()(const lora::LlamaAdapterConfig&) const {}
+  void operator()(const lora::PrefixConfig& config) const {
+    if (!config.projected) return;
+    throw ConfigError(
+        "[adapter] the adapter's prefix was made by a projection, which PEFT's files do not hold: "
+        "it can be used, and not trained on. Hint: --resume_from_checkpoint goes on with a run.");
+  }
+};
+
+// With each kind of adapter: use(config) of the kind that the options, or the folder, ask for.
+template <class Use>
+auto with_config(const PeftOptions& options, const std::string& base, Use use) {
+  const std::string folder = options.adapter_name_or_path.string();
+  const lora::PeftType type =
+      folder.empty() ? peft_type_of(options.peft_method) : lora::read_peft_type(folder);
+  if (type == lora::PeftType::kPrefixTuning) {
+    lora::PrefixConfig config{.num_virtual_tokens = options.num_virtual_tokens,
+                              .prefix_projection = options.prefix_projection};
+    if (!folder.empty()) config = lora::read_prefix_config(folder);
+    config.notes.base_model_name_or_path = base;
+    return use(config);
+  }
+  if (type == lora::PeftType::kAdaptionPrompt) {
+    lora::LlamaAdapterConfig config{.adapter_len = options.adapter_len,
+                                    .adapter_layers = options.adapter_layers};
+    if (!folder.empty()) config = lora::read_llama_adapter_config(folder);
+    config.notes.base_model_name_or_path = base;
+    return use(config);
+  }
+  lora::LoraConfig config = lora_config(options);
+  config.base_model_name_or_path = base;
+  return use(config);
+}
+
+class Builder {
+ public:
+  explicit Builder(models::LlamaForCausalLMImpl& model) : model_(model) {}
+
+  std::shared_ptr<lora::Tuner> operator()(const lora::LoraConfig& config) const {
+    return std::make_shared<lora::Adapters>(model_, config);
+  }
+  std::shared_ptr<lora::Tuner> operator()(const lora::PrefixConfig& config) const {
+    return std::make_shared<lora::PrefixTuning>(model_, config);
+  }
+  std::shared_ptr<lora::Tuner> operator()(const lora::LlamaAdapterConfig& config) const {
+    const std::string& type = model_.config().model_type;
+    if (type != "llama" && type != "mistral") {
+      throw ConfigError(cat("[adapter] llama_adapter for a model of type ", type,
+                            ": PEFT has it for llama and mistral. Hint: lora or prefix."));
+    }
+    return std::make_shared<lora::LlamaAdapter>(model_, config);
+  }
+
+ private:
+  models::LlamaForCausalLMImpl& model_;
+};
+
+}  // namespace
+
+void check_adapter(const PeftOptions& options) {
+  if (options.adapts()) with_config(options, "", Checker());
+}
+
+int64_t prefix_tokens(const std::filesystem::path& adapter) {
+  if (adapter.empty() || lora::read_peft_type(adapter.string()) != lora::PeftType::kPrefixTuning)
+    return 0;
+  return lora::read_prefix_config(adapter.string()).num_virtual_tokens;
+}
+
 ModelParts add_parts(models::LlamaForCausalLMImpl& model, const PeftOptions& options,
-                     const std::string& base) {
+                     const std::string& base, bool trained) {
   ModelParts parts;
-  if (options.adapts()) parts.adapters.emplace(model, lora_config(options, base));
+  if (trained) check_adapter(options);
+  if (options.adapts()) parts.adapters = with_config(options, base, Builder(model));
   if (!options.quantizes()) return parts;
   lora::QuantizationOptions quantization;
   quantization.format = options.load_in_8bit
@@ -92,8 +167,7 @@ ModelParts add_parts(models::LlamaForCausalLMImpl& model, const PeftOptions& opt
 void fill_adapters(ShardedCore& core, ModelParts& parts, const PeftOptions& options,
                    uint64_t seed) {
   if (!parts.adapters) return;
-  const lora::Init init = parts.adapters->config().init;
-  const bool changes_base = init == lora::Init::kPissa || init == lora::Init::kOlora;
+  const bool changes_base = parts.adapters->changes_base();
   const bool from_folder = !options.adapter_name_or_path.empty();
   if (changes_base && parts.quantized) {
     throw ConfigError(

@@ -1,11 +1,13 @@
 // Adapters and quantised weights of a model, as options ask for them.
 #pragma once
 
+#include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 
-#include "libfsdp/lora/adapters.h"
 #include "libfsdp/lora/quantized.h"
+#include "libfsdp/lora/tuner.h"
 #include "libfsdp/models/llama.h"
 #include "libfsdp/trainer/options.h"
 
@@ -13,18 +15,20 @@ namespace fsdp::trainer {
 
 /// What a model has beside its base.
 struct ModelParts {
-  std::optional<lora::Adapters> adapters;
+  std::shared_ptr<lora::Tuner> adapters;
   std::optional<lora::QuantizedWeights> quantized;
 };
 
-/// What the options mean, or the config of the adapter that they name; `base`: where the model is,
-/// for the adapter's files. Throws: ConfigError, ModelError.
-lora::LoraConfig lora_config(const PeftOptions& options, const std::string& base);
-
-/// Gives a model on meta its parts. Throws: ConfigError (targets), ModelError (the adapter's
-/// files).
+/// Gives a model on meta the parts that the options, or the adapter's folder that they name, ask
+/// for. `base`: where the model is, for the adapter's files; `trained`: whether they will be.
+/// Throws: ConfigError (targets, sizes), ModelError (the adapter's files).
 ModelParts add_parts(models::LlamaForCausalLMImpl& model, const PeftOptions& options,
-                     const std::string& base);
+                     const std::string& base, bool trained);
+/// Tokens in front of every sequence that an adapter's folder has, if it is one of prefix tuning.
+/// Throws: ModelError.
+int64_t prefix_tokens(const std::filesystem::path& adapter);
+/// Throws for options that add_parts() would refuse whatever the model is.
+void check_adapter(const PeftOptions& options);
 
 /// First values of the adapters, or those of the folder that the options name; after the base has
 /// been loaded. Collective.

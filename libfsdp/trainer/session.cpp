@@ -1,6 +1,7 @@
 #include "libfsdp/trainer/session.h"
 
 #include "libfsdp/device/host_allocator.h"
+#include "libfsdp/lora/adapters.h"
 #include "libfsdp/models/registry.h"
 #include "libfsdp/shard/shell.h"
 #include "libfsdp/shard/state.h"
@@ -61,13 +62,14 @@ ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm, Shard
   comm.report_progress(-1, "load");
   const auto dtype = to_scalar_type(options.param_dtype.value_or(DType::kF32));
   auto model = models::make_causal_lm(files.config, at::TensorOptions(at::kMeta).dtype(dtype));
-  parts = add_parts(*model, peft, files.directory.string());
+  parts = add_parts(*model, peft, files.directory.string(), purpose == Purpose::kTraining);
   if (purpose == Purpose::kInference) {
     // Frozen parameters have no gradients, no masters and no optimizer state.
     for (at::Tensor& parameter : model->parameters()) parameter.requires_grad_(false);
     model->eval();
   }
-  if (parts.adapters) options = parts.adapters->shard_options(options, peft.loraplus_lr_ratio);
+  if (parts.adapters)
+    options = parts.adapters->shard_options(lora::with_b_rate(options, peft.loraplus_lr_ratio));
   // The communicator belongs to the caller: a handle without ownership.
   const std::shared_ptr<comm::Communicator> handle(std::shared_ptr<void>(), &comm);
   return fully_shard(std::move(model), handle, with_environment(options));

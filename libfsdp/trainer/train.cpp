@@ -180,7 +180,7 @@ class TrainRun {
                              .overwrite = true,
                              .state_file = "finetune_state.json"};
     if (!parts_.adapters) return made;
-    made.model = [this](ShardedCore& core) { return lora::adapter_state(core, *parts_.adapters); };
+    made.model = [this](ShardedCore& core) { return parts_.adapters->state(core); };
     made.model_stem = "adapter_model";
     return made;
   }
@@ -455,8 +455,7 @@ class TrainRun {
       for (auto& [name, text] : model_texts(inputs_.files, options_.ranks.param_dtype()))
         extras.files.push_back({name, text});
       if (parts_.adapters) {
-        extras.files.push_back(
-            {"adapter_config.json", lora::adapter_config_text(parts_.adapters->config())});
+        extras.files.push_back({"adapter_config.json", parts_.adapters->config_text()});
       }
       extras.files.push_back({"trainer_state.json", trainer_state()});
       extras.files.push_back({"finetune_options.json", resolved_options_});
@@ -582,7 +581,7 @@ void check_train(const TrainOptions& options) {
   const auto inputs = open_inputs(options);
   StepPlan::make(options, inputs.train.micro_batches(), options.ranks.nproc_per_node);
   shard_options(options).optimizer.validate();
-  if (options.peft.adapts()) lora_config(options.peft, options.model_name_or_path.string());
+  check_adapter(options.peft);
   prepare(options, inputs.files);
 }
 

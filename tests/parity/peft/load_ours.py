@@ -22,20 +22,28 @@ def compare(what, got, expected):
 
 def main():
     runs = sys.argv[1]
-    ids = make_runs.batch(0, 0)[0]
+    ids = make_runs.common.batch(0, 0)[0]
     for kind in make_runs.KINDS:
         directory = os.path.join(runs, kind)
-        expected = load_file(os.path.join(directory, "ours_logits.safetensors"))["logits"]
+        theirs, written = (load_file(os.path.join(directory, which, "adapter_model.safetensors")) for which in ("end", "ours"))
+        if {name: value.shape for name, value in theirs.items()} != {name: value.shape for name, value in written.items()}:
+            sys.exit(f"{kind}: other tensors than PEFT's: {sorted(set(theirs) ^ set(written))}")
+        ours = load_file(os.path.join(directory, "ours_logits.safetensors"))
+        expected = ours["logits"]
         base = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(runs, "base"), attn_implementation="eager")
         with torch.no_grad():
             model = peft.PeftModel.from_pretrained(base, os.path.join(directory, "ours")).eval()
             compare(f"{kind} in PEFT", model(input_ids=ids).logits, expected)
+            model.generation_config.eos_token_id = None
+            prompt, count = ids[:1], len(ours["tokens"])
+            tokens = model.generate(input_ids=prompt, max_new_tokens=count, do_sample=False)[0, prompt.shape[1]:]
+            if not torch.equal(tokens, ours["tokens"]):
+                sys.exit(f"{kind}: PEFT generates {tokens.tolist()}, we {ours['tokens'].tolist()}")
+            if kind in make_runs.PROMPT_KINDS:
+                continue  # They cannot be merged.
             merged = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(directory, "merged"),
                                                                        attn_implementation="eager").eval()
             compare(f"{kind} merged, in transformers", merged(input_ids=ids).logits, expected)
-        theirs, ours = (load_file(os.path.join(directory, which, "adapter_model.safetensors")) for which in ("end", "ours"))
-        if {name: value.shape for name, value in theirs.items()} != {name: value.shape for name, value in ours.items()}:
-            sys.exit(f"{kind}: other tensors than PEFT's: {sorted(set(theirs) ^ set(ours))}")
 
 
 if __name__ == "__main__":

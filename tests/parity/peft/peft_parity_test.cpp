@@ -4,25 +4,26 @@
 // differ by what AdamW makes of gradients near zero: the runs hold PEFT's distance from itself, row
 // by row, and we may be 3 times as far, or 1e-6.
 
-#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <map>
 #include <mutex>
 #include <optional>
 
-#include "libfsdp/base/error.h"
 #include "libfsdp/checkpoint/convert_state.h"
+#include "libfsdp/checkpoint/load_state.h"
 #include "libfsdp/io/hf_config.h"
-#include "libfsdp/io/safetensors.h"
 #include "libfsdp/kernels/quantized_weight.h"
 #include "libfsdp/lora/merge.h"
 #include "libfsdp/lora/peft_files.h"
+#include "libfsdp/lora/prompts.h"
 #include "libfsdp/lora/quantized.h"
 #include "libfsdp/models/batch.h"
+#include "libfsdp/models/generate.h"
 #include "libfsdp/models/registry.h"
 #include "libfsdp/shard/sharded.h"
 #include "libfsdp/shard/state.h"
+#include "tests/parity/tensors.h"
 #include "tests/support/rank_threads.h"
 
 namespace fsdp::testing {
@@ -32,18 +33,6 @@ namespace fs = std::filesystem;
 
 constexpr int kSteps = 20;
 constexpr int kMicroBatches = 4;
-
-at::Tensor read(const io::SafetensorsFile& file, const std::string& name) {
-  const io::TensorEntry* entry = file.find(name);
-  if (!entry) throw ModelError("no tensor " + name);
-  const auto type = entry->dtype == DType::kI64   ? at::kLong
-                    : entry->dtype == DType::kF64 ? at::kDouble
-                                                  : at::kFloat;
-  at::Tensor tensor = at::empty(entry->shape, at::TensorOptions(type));
-  file.read(*entry, 0,
-            {static_cast<std::byte*>(tensor.data_ptr()), static_cast<size_t>(tensor.nbytes())});
-  return tensor;
-}
 
 struct Case {
   const char* kind;
@@ -79,6 +68,29 @@ struct Course {
   std::map<std::string, std::map<int64_t, at::Tensor>> pieces;  // By name and first element.
 };
 
+std::shared_ptr<lora::Tuner> make_tuner(torch::nn::Module& model, const std::string& directory) {
+  switch (lora::read_peft_type(directory)) {
+    case lora::PeftType::kLora:
+      return std::make_shared<lora::Adapters>(model, lora::read_adapter_config(directory));
+    case lora::PeftType::kAdaptionPrompt:
+      return std::make_shared<lora::LlamaAdapter>(model,
+                                                  lora::read_llama_adapter_config(directory));
+    case lora::PeftType::kPrefixTuning:
+      break;
+  }
+  lora::PrefixConfig config = lora::read_prefix_config(directory);
+  config.prefix_projection = config.projected;
+  return std::make_shared<lora::PrefixTuning>(model, config);
+}
+
+// PEFT's first values; of a projection those of its layers, which PEFT's own files do not hold.
+void load_start(ShardedCore& core, const lora::Tuner& tuner, const std::string& directory) {
+  if (!fs::exists(directory + "/encoder.safetensors"))
+    return lora::load_adapter(core, tuner, directory);
+  checkpoint::load_state(tuner.state(core), checkpoint::StoredTensors::open(directory, "encoder"));
+  core.publish();
+}
+
 Course train(const Case& one, const std::string& directory, bool save) {
   const std::string base = cat(FSDP_RUNS_DIR, "/", one.base);
   const auto batches = io::SafetensorsFile::open(cat(FSDP_RUNS_DIR, "/batches.safetensors"));
@@ -87,7 +99,7 @@ Course train(const Case& one, const std::string& directory, bool save) {
   run_ranks(one.ranks, [&](comm::Communicator& own) {
     auto model =
         models::make_causal_lm(io::HfModelConfig::read(base), at::TensorOptions(at::kMeta));
-    lora::Adapters adapters(*model, lora::read_adapter_config(directory + "/start"));
+    const auto adapters = make_tuner(*model, directory + "/start");
     std::optional<lora::QuantizedWeights> quantized;
     if (one.quantization) quantized.emplace(*model, *one.quantization);
     ShardOptions options;
@@ -96,7 +108,7 @@ Course train(const Case& one, const std::string& directory, bool save) {
     options.deterministic = true;
     options.placement.force_slot_home = one.slots;
     auto sharded = fully_shard(model, std::shared_ptr<comm::Communicator>(&own, [](auto*) {}),
-                               adapters.shard_options(options));
+                               adapters->shard_options(options));
     const auto weights = io::HfWeights::open(base);
     std::vector<std::string> aliases = {"lm_head.weight"};
     if (quantized)
@@ -104,7 +116,7 @@ Course train(const Case& one, const std::string& directory, bool save) {
     load_weights(sharded.core(), weights, aliases,
                  quantized ? quantized->left_out() : lora::Adapters::is_adapter);
     if (quantized) quantized->load(sharded.core(), weights);
-    load_adapter(sharded.core(), adapters, directory + "/start");
+    load_start(sharded.core(), *adapters, directory + "/start");
     const auto batch_of = [&](int step, int m) {
       const std::string place = cat(step, ".", m);
       return models::make_batch(read(batches, "ids." + place), read(batches, "labels." + place));
@@ -121,7 +133,7 @@ Course train(const Case& one, const std::string& directory, bool save) {
       result.losses.push_back(stats.loss);
       result.norms.push_back(stats.grad_norm);
     }
-    const checkpoint::StateDict state = lora::adapter_state(sharded.core(), adapters);
+    const checkpoint::StateDict state = adapters->files(sharded.core());
     const Weights mine = weights_of(state);
     {
       const std::lock_guard lock(mutex);
@@ -129,15 +141,28 @@ Course train(const Case& one, const std::string& directory, bool save) {
         if (tensor.numel > 0) result.pieces[tensor.name][tensor.at] = mine.at(tensor.name);
     }
     if (!save) return;
-    lora::save_adapter(sharded.core(), adapters, directory + "/ours");
+    lora::save_adapter(sharded.core(), *adapters, directory + "/ours");
     const at::NoGradGuard no_graph;
-    const at::Tensor logits =
-        sharded.run([&](auto& lm) { return lm.logits(read(batches, "ids.0.0")); }).contiguous();
-    const std::vector<io::TensorSpec> specs = {{"logits", DType::kF32, logits.sizes().vec()}};
-    const std::span<const std::byte> bytes(static_cast<const std::byte*>(logits.data_ptr()),
-                                           static_cast<size_t>(logits.nbytes()));
+    const at::Tensor ids = read(batches, "ids.0.0");
+    const at::Tensor logits = sharded.run([&](auto& lm) { return lm.logits(ids); }).contiguous();
+    const auto forward = [&](const at::Tensor& new_ids, const auto& kept) {
+      return sharded.run([&](auto& lm) { return lm.forward_cached(new_ids, kept); });
+    };
+    const auto cache =
+        std::make_shared<models::KvCache>(sharded.module()->config(), 64, at::kFloat);
+    const std::vector<int64_t> tokens = models::generate(
+        forward, cache, {ids.const_data_ptr<int64_t>(), static_cast<size_t>(ids.size(1))},
+        {.max_new_tokens = 12});
+    const std::vector<io::TensorSpec> specs = {
+        {"logits", DType::kF32, logits.sizes().vec()},
+        {"tokens", DType::kI64, {static_cast<int64_t>(tokens.size())}}};
+    const auto bytes_of = [](const void* data, size_t size) {
+      return std::span(static_cast<const std::byte*>(data), size);
+    };
     if (own.rank() == 0)
-      io::write_safetensors(directory + "/ours_logits.safetensors", specs, {{bytes}});
+      io::write_safetensors(directory + "/ours_logits.safetensors", specs,
+                            {{bytes_of(logits.data_ptr(), static_cast<size_t>(logits.nbytes())),
+                              bytes_of(tokens.data(), tokens.size() * sizeof(int64_t))}});
   });
   return result;
 }
@@ -160,7 +185,8 @@ TEST_P(PeftParity, FollowsPeftForTwentySteps) {
   const auto file = io::SafetensorsFile::open(directory + "/run.safetensors");
   const bool save = one.ranks == 2 && one.strategy == plan::Strategy::kFullShard && !one.slots;
   const Course got = train(one, directory, save);
-  if (save) merge(directory);
+  const bool is_lora = lora::read_peft_type(directory + "/start") == lora::PeftType::kLora;
+  if (save && is_lora) merge(directory);
   const at::Tensor losses = read(file, "losses"), norms = read(file, "norms");
   ASSERT_EQ(got.losses.size(), size_t{kSteps});
   for (int step = 0; step < kSteps; ++step) {
@@ -275,7 +301,8 @@ TEST(Qlora, HasTheBitsOfTheWeightsThatItsCodesMean) {
 std::vector<Case> all_cases() {
   using enum plan::Strategy;
   std::vector<Case> cases;
-  for (const char* kind : {"lora", "rslora", "dora", "patterns"}) {
+  for (const char* kind :
+       {"lora", "rslora", "dora", "patterns", "prefix", "projection", "llama_adapter"}) {
     cases.push_back({kind, kFullShard, 2, false, false});
     cases.push_back({kind, kFullShard, 2, true, true});
   }
@@ -283,6 +310,10 @@ std::vector<Case> all_cases() {
     cases.push_back({"lora", kFullShard, 1, false, checkpointing});
     cases.push_back({"lora", kShardGradOp, 4, true, checkpointing});
     cases.push_back({"lora", kNoShard, 2, false, checkpointing});
+  }
+  for (const char* kind : {"prefix", "llama_adapter"}) {
+    cases.push_back({kind, kFullShard, 1, false, false});
+    cases.push_back({kind, kShardGradOp, 4, true, true});
   }
   return cases;
 }

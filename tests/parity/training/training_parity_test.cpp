@@ -6,38 +6,24 @@
 // zero: the runs hold PyTorch's distance from itself (row by row, and in fp64), and we may be 3
 // times as far, or 5e-6. Not the biases of k_proj: their gradient is zero but for rounding.
 
-#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <map>
 #include <mutex>
 
-#include "libfsdp/base/error.h"
 #include "libfsdp/io/hf_config.h"
-#include "libfsdp/io/safetensors.h"
 #include "libfsdp/models/batch.h"
 #include "libfsdp/models/registry.h"
 #include "libfsdp/shard/sharded.h"
 #include "libfsdp/shard/state.h"
+#include "tests/parity/tensors.h"
 #include "tests/support/rank_threads.h"
 
 namespace fsdp::testing {
 namespace {
 
 constexpr int kSteps = 20;
-
-at::Tensor read(const io::SafetensorsFile& file, const std::string& name) {
-  const io::TensorEntry* entry = file.find(name);
-  if (!entry) throw ModelError("no tensor " + name);
-  const auto type = entry->dtype == DType::kI64   ? at::kLong
-                    : entry->dtype == DType::kF64 ? at::kDouble
-                                                  : at::kFloat;
-  at::Tensor tensor = at::empty(entry->shape, at::TensorOptions(type));
-  file.read(*entry, 0,
-            {static_cast<std::byte*>(tensor.data_ptr()), static_cast<size_t>(tensor.nbytes())});
-  return tensor;
-}
 
 struct Case {
   const char* kind;

@@ -106,6 +106,7 @@ INSTANTIATE_TEST_SUITE_P(Widths, FunctionsTest, testing::Values(2, 15, 16, 64, 8
 struct AttentionCase {
   AttentionShape shape;
   std::vector<int64_t> lengths;
+  int64_t prefix = 0;
 };
 
 class AttentionTest : public testing::TestWithParam<AttentionCase> {};
@@ -122,12 +123,13 @@ TEST_P(AttentionTest, EqualsComposed) {
   RopeTable table(RopeConfig{}, shape.head_dim);
   const auto [cos, sin] = table.lookup(at::cat(positions));
   const Op op = [&, c = cos, s = sin](const auto& in) {
-    return causal_attention(in[0], in[1], in[2], c, s, spans, shape);
+    return causal_attention(in[0], in[1], in[2], c, s, spans, shape,
+                            in.size() > 3 ? in[3] : at::Tensor());
   };
   const int64_t n = spans.tokens(), q = shape.num_heads * shape.head_dim,
                 kv = shape.num_kv_heads * shape.head_dim;
-  const std::vector<at::Tensor> inputs{at::randn({n, q}) * 2, at::randn({n, kv}) * 2,
-                                       at::randn({n, kv})};
+  std::vector<at::Tensor> inputs{at::randn({n, q}) * 2, at::randn({n, kv}) * 2, at::randn({n, kv})};
+  if (const int64_t prefix = GetParam().prefix) inputs.push_back(at::randn({2, prefix, kv}) * 2);
   expect_agreement(op, inputs, at::kFloat, 5e-6);
   expect_agreement(op, inputs, at::kBFloat16, kBFloat16Bound);
 }
@@ -136,7 +138,9 @@ INSTANTIATE_TEST_SUITE_P(
     Shapes, AttentionTest,
     testing::Values(AttentionCase{{4, 2, 16}, {1}}, AttentionCase{{4, 2, 16}, {64}},
                     AttentionCase{{3, 1, 64}, {65, 1, 130}}, AttentionCase{{2, 2, 6}, {63, 128}},
-                    AttentionCase{{9, 3, 64}, {256}}, AttentionCase{{2, 1, 80}, {700}}));
+                    AttentionCase{{9, 3, 64}, {256}}, AttentionCase{{2, 1, 80}, {700}},
+                    AttentionCase{{4, 2, 16}, {1}, 1}, AttentionCase{{3, 1, 64}, {65, 1, 130}, 30},
+                    AttentionCase{{4, 4, 6}, {63, 128}, 7}));
 
 TEST(AttentionTest, LaterTokensAndOtherDocumentsDoNotMatter) {
   at::manual_seed(7);
