@@ -5,6 +5,7 @@
 #include <cstring>
 #include <filesystem>
 #include <thread>
+#include <tuple>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/base/log.h"
@@ -31,6 +32,13 @@ constexpr const char* kOptimizerFolder = "optimizer_0";
 
 size_t part_bytes(const TensorPart& part) {
   return part.saved ? static_cast<size_t>(part.numel) * dtype_bytes(part.dtype) : 0;
+}
+
+bool same_parts(const StateDict& a, const StateDict& b) {
+  const auto shape_of = [](const TensorPart& part) {
+    return std::tie(part.name, part.dtype, part.shape, part.at, part.numel, part.saved);
+  };
+  return std::ranges::equal(a.tensors, b.tensors, {}, shape_of, shape_of);
 }
 
 checkpoint::StoredTensors open_tensors(const std::string& checkpoint, const char* folder,
@@ -74,6 +82,10 @@ class Checkpointer::Snapshot {
   ~Snapshot() {
     ends_ = true;
     if (toucher_.joinable()) toucher_.join();
+  }
+  /// Whether it is of this state: what is saved may change, as when other adapters compute.
+  bool fits(const StateDict& model, const StateDict& optimizer) const {
+    return same_parts(model, model_) && same_parts(optimizer, optimizer_);
   }
   /// The cost of an asynchronous save: one copy.
   void copy(const StateDict& model, const StateDict& optimizer) {
@@ -220,7 +232,10 @@ std::shared_ptr<Checkpointer::Content> Checkpointer::collect(int64_t step,
   content->model_stem = options_.model_stem;
   content->rank = core_.comm().rank();
   if (in_background) {
-    if (!snapshot_) snapshot_ = std::make_unique<Snapshot>(content->model, content->optimizer);
+    if (!snapshot_ || !snapshot_->fits(content->model, content->optimizer)) {
+      snapshot_.reset();
+      snapshot_ = std::make_unique<Snapshot>(content->model, content->optimizer);
+    }
     snapshot_->copy(content->model, content->optimizer);
     content->model = snapshot_->model();
     content->optimizer = snapshot_->optimizer();

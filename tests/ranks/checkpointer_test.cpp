@@ -9,8 +9,10 @@
 #include <fstream>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/io/safetensors.h"
 #include "libfsdp/shard/checkpointer.h"
 #include "libfsdp/shard/dropout.h"
+#include "libfsdp/shard/state_dict.h"
 #include "tests/ranks/training_run.h"
 #include "tests/support/rank_threads.h"
 
@@ -258,6 +260,38 @@ TEST(Checkpointer, TellsAllRanksOfAFailedSaveAndKeepsTheOlderOne) {
     });
     EXPECT_EQ(told, 2);
     EXPECT_EQ(names_in(folder / "run"), (std::vector<std::string>{"checkpoint-2", "latest"}));
+  }
+}
+
+TEST(Checkpointer, SavesInTheBackgroundWhatHasChangedItsShape) {
+  const Folder folder;
+  run_ranks(2, [&](comm::Communicator& own) {
+    auto model = fully_shard(NoisyNet(1), borrow(own), base_options());
+    int skipped = 0;
+    CheckpointerOptions options{
+        .directory = folder / "run", .form = StateForm::kFull, .async = true};
+    options.model = [&](ShardedCore& core) {
+      auto state = model_state(core);
+      state.tensors.erase(state.tensors.begin(), state.tensors.begin() + skipped);
+      return state;
+    };
+    Checkpointer checkpoints(model, options);
+    for (const int step : {1, 2}) {
+      skipped = step - 1;
+      checkpoints.save_async(step);
+      checkpoints.wait();
+    }
+  });
+  const auto whole = io::SafetensorsFile::open(folder / "run/checkpoint-1/model.safetensors");
+  const auto part = io::SafetensorsFile::open(folder / "run/checkpoint-2/model.safetensors");
+  EXPECT_EQ(part.entries().size() + 1, whole.entries().size());
+  const auto bytes_of = [](const io::SafetensorsFile& file, const io::TensorEntry& entry) {
+    std::vector<std::byte> bytes(static_cast<size_t>(entry.bytes));
+    file.read(entry, 0, bytes);
+    return bytes;
+  };
+  for (const io::TensorEntry& entry : part.entries()) {
+    EXPECT_EQ(bytes_of(part, entry), bytes_of(whole, *whole.find(entry.name))) << entry.name;
   }
 }
 
