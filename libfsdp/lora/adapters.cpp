@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -54,8 +55,7 @@ class LayerAdapter : public LinearBase {
     Tensor y;
     const FrozenWeight weight{tensor, packed};
     for_each_active([&](const AdapterParameters& one) {
-      const Tensor u =
-          one.dropout > 0 && owner_->is_training() ? fsdp::dropout(x, one.dropout) : Tensor();
+      const Tensor u = dropped(one, x);
       if (y.defined()) {
         const Tensor t = fsdp::linear(u.defined() ? u : x, one.low_rank.a);
         y = y + fsdp::linear(t, one.low_rank.b) * one.low_rank.scaling;
@@ -68,16 +68,63 @@ class LayerAdapter : public LinearBase {
     return y.defined() ? y : frozen_linear(x, weight, bias);
   }
 
-  Tensor embedding(const Tensor& weight, const Tensor& ids) override {
+  Tensor embedding(const Tensor& weight, const Tensor& ids, int64_t padding_idx,
+                   bool scale_grad_by_freq) override {
     Tensor y = base_embedding(weight, ids);
     for_each_active([&](const AdapterParameters& one) {
-      const Tensor rows = at::embedding(one.low_rank.a.t(), ids);
+      const Tensor rows =
+          at::embedding(one.low_rank.a.t(), ids, padding_idx, scale_grad_by_freq, false);
       y = y + fsdp::linear(rows, one.low_rank.b) * one.low_rank.scaling;
+      if (one.magnitude.defined())
+        y = y * dora_scale(TargetKind::kEmbedding, weight, one.low_rank, one.magnitude);
     });
     return y;
   }
 
+  Tensor convolve(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t groups,
+                  const Convolution& convolution) override {
+    Tensor y;
+    for_each_active([&](const AdapterParameters& one) {
+      const Tensor u = dropped(one, x);
+      if (one.magnitude.defined()) {
+        y = dora_convolution(x, u, weight, bias, one.low_rank, one.magnitude, convolution);
+        return;
+      }
+      if (!y.defined()) y = convolution(x, weight, bias, groups);
+      y = y + convolved_low_rank(u.defined() ? u : x, one.low_rank, groups, convolution);
+    });
+    return y.defined() ? y : convolution(x, weight, bias, groups);
+  }
+
+  Tensor matrix(const Tensor& weight, const std::string& operation) override {
+    const auto refuse = [&](const char* why) {
+      throw ConfigError(cat("[lora] '", operation, "' reads the weight of '", module_, "', ", why,
+                            ". Hint: target other modules, or call the layer itself."));
+    };
+    if (packed) refuse("which is quantised");
+    Tensor whole = weight;
+    for_each_active([&](const AdapterParameters& one) {
+      if (one.dropout > 0 && owner_->is_training())
+        refuse("whose adapter has dropout, which only a layer's own operation can have");
+      const bool grouped =
+          one.kind == TargetKind::kConvolution && one.low_rank.a.size(1) != weight.size(1);
+      if (grouped) refuse("which has groups, so that no one weight computes the same");
+      const Tensor base = whole;
+      whole = adapted_weight(one.kind, base, one.low_rank);
+      if (!one.magnitude.defined()) return;
+      std::vector<int64_t> outputs(static_cast<size_t>(weight.dim()), 1);
+      outputs[one.kind == TargetKind::kEmbedding ? 1 : 0] = -1;
+      whole = whole * dora_scale(one.kind, base, one.low_rank, one.magnitude).view(outputs);
+    });
+    return whole;
+  }
+
  private:
+  // What dropout leaves of x; undefined = all.
+  Tensor dropped(const AdapterParameters& one, const Tensor& x) const {
+    return one.dropout > 0 && owner_->is_training() ? fsdp::dropout(x, one.dropout) : Tensor();
+  }
+
   template <class Use>
   void for_each_active(Use use) const {
     for (const std::string& name : state_->active) {
@@ -104,31 +151,55 @@ Tensor new_parameter(torch::nn::Module& module, const std::string& name, at::Int
   return module.register_parameter(name, at::empty(shape, like.options().requires_grad(false)));
 }
 
+// What PEFT refuses, and what cannot be computed.
+void check_target(const std::string& module, const TargetLayer& target, const LoraConfig& config) {
+  const auto refuse = [&](const std::string& why) {
+    throw ConfigError(cat("[lora] '", module, "' cannot have an adapter: ", why));
+  };
+  if (!target.refusal.empty()) refuse(target.refusal);
+  if (target.kind != TargetKind::kConvolution) return;
+  if (config.init != Init::kDefault && config.init != Init::kGaussian)
+    refuse("first values of convolutions are 'default' or 'gaussian'");
+  const int64_t rank = config.rank_of(module);
+  if (rank % target.groups != 0)
+    refuse(cat("rank ", rank, " is no multiple of its ", target.groups, " groups"));
+  if (config.use_dora && target.groups > 1) refuse("use_dora with groups");
+}
+
 AdapterParameters make_parameters(torch::nn::Module& module, const std::string& full_name,
-                                  const Target& target, const LoraConfig& config,
+                                  const TargetLayer& target, const LoraConfig& config,
                                   const std::string& name) {
-  const Tensor& weight = target.target_weight();
+  const Tensor& weight = target.weight;
   const int64_t rank = config.rank_of(full_name);
-  AdapterParameters made{.module = full_name, .kind = target.target_kind()};
+  AdapterParameters made{.module = full_name, .kind = target.kind};
   made.dropout = config.dropout;
   made.low_rank.scaling = config.scaling_of(full_name);
+  const auto weight_of = [&](const char* kind, at::IntArrayRef shape) {
+    return new_parameter(*child(*child(module, kind), name), "weight", shape, weight);
+  };
+  std::vector<int64_t> magnitudes;
   if (made.kind == TargetKind::kEmbedding) {
-    if (config.use_dora) {
-      throw ConfigError(
-          cat("[lora] '", full_name, "' is an embedding: use_dora is for linear layers"));
-    }
     made.low_rank.a =
         new_parameter(*child(module, "lora_embedding_A"), name, {rank, weight.size(0)}, weight);
     made.low_rank.b =
         new_parameter(*child(module, "lora_embedding_B"), name, {weight.size(1), rank}, weight);
-    return made;
+    magnitudes = {weight.size(1)};
+  } else {
+    std::vector<int64_t> a = weight.sizes().vec();
+    std::vector<int64_t> b(a.size(), 1);
+    a[0] = rank;
+    a[1] *= target.groups;
+    b[0] = weight.size(0);
+    b[1] = rank / target.groups;
+    made.low_rank.a = weight_of("lora_A", a);
+    made.low_rank.b = weight_of("lora_B", b);
+    magnitudes = {weight.size(0)};
+    if (made.kind == TargetKind::kConvolution) {
+      magnitudes.assign(a.size(), 1);
+      magnitudes[1] = weight.size(0);
+    }
   }
-  const auto weight_of = [&](const char* kind, at::IntArrayRef shape) {
-    return new_parameter(*child(*child(module, kind), name), "weight", shape, weight);
-  };
-  made.low_rank.a = weight_of("lora_A", {rank, weight.size(1)});
-  made.low_rank.b = weight_of("lora_B", {weight.size(0), rank});
-  if (config.use_dora) made.magnitude = weight_of("lora_magnitude_vector", {weight.size(0)});
+  if (config.use_dora) made.magnitude = weight_of("lora_magnitude_vector", magnitudes);
   return made;
 }
 
@@ -138,7 +209,7 @@ bool is_head(const std::string& name) { return name == "lm_head" || name.ends_wi
 std::vector<std::string> target_names(torch::nn::Module& model) {
   std::set<std::string> names;
   for (const auto& entry : model.named_modules()) {
-    if (dynamic_cast<const Target*>(entry.value().get()))
+    if (const auto target = find_target(*entry.value()); target && target->refusal.empty())
       names.insert(entry.key().substr(entry.key().rfind('.') + 1));
   }
   return {names.begin(), names.end()};
@@ -178,8 +249,8 @@ void Adapters::add(LoraConfig config, const std::string& name) {
         state_->trainable.insert(cat(module_name, ".", parameter.key()));
       }
     }
-    const auto* target = dynamic_cast<const Target*>(&module);
-    const bool linear = target && target->target_kind() == TargetKind::kLinear;
+    const std::optional<TargetLayer> target = find_target(module);
+    const bool linear = target && target->kind == TargetKind::kLinear;
     if (!chosen.targets(module_name, linear, is_head(module_name))) continue;
     if (!target) {
       // A pattern may well fit the modules around the layers too.
@@ -188,10 +259,12 @@ void Adapters::add(LoraConfig config, const std::string& name) {
                             "' is no layer that can have an adapter. Those that can: ",
                             joined(target_names(*state_->model))));
     }
+    check_target(module_name, *target, chosen);
     adapter.by_module[module_name] = adapter.parameters.size();
     adapter.parameters.push_back(make_parameters(module, module_name, *target, chosen, name));
-    set_weight_adapter(target->target_weight(),
-                       std::make_shared<LayerAdapter<State>>(module_name, &module, state_));
+    set_weight_adapter(target->weight,
+                       std::make_shared<LayerAdapter<State>>(module_name, &module, state_),
+                       target->operations);
     if (chosen.bias != BiasMode::kLoraOnly) continue;
     for (auto& parameter : module.named_parameters(/*recurse=*/false)) {
       if (parameter.key() != "bias") continue;

@@ -1,5 +1,6 @@
-// Low-rank adapters in a module: LoRA, rsLoRA, DoRA, several by name, for every module that
-// computes with fsdp::linear or fsdp::embedding.
+// Low-rank adapters in a module: LoRA, rsLoRA, DoRA, several by name, for LibTorch's Linear,
+// Embedding and Conv1d to Conv3d, and every module that computes with fsdp::linear or
+// fsdp::embedding.
 //
 //   fsdp::lora::Adapters adapters(*model, {.r = 8, .target_modules = {"q_proj", "v_proj"}});
 //   auto sharded = fsdp::fully_shard(model, comm, adapters.shard_options(options));
@@ -29,7 +30,7 @@ struct AdapterParameters {
   std::string module;  ///< Full name of the module.
   TargetKind kind = TargetKind::kLinear;
   LowRank low_rank;
-  at::Tensor magnitude;  ///< [out], DoRA only.
+  at::Tensor magnitude;  ///< DoRA only: [out]; of a convolution [1, out, 1...].
   double dropout = 0;
 };
 

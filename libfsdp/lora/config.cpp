@@ -7,27 +7,12 @@
 #include "libfsdp/base/error.h"
 #include "libfsdp/io/json.h"
 #include "libfsdp/lora/config_fields.h"
-#include "libfsdp/text/tokenizer_regex.h"
+#include "libfsdp/lora/name_match.h"
 
 namespace fsdp::lora {
 namespace {
 
 using io::Json;
-
-bool matches_whole(std::string_view pattern, std::string_view name) {
-  return text::Regex(cat("\\A(?:", pattern, ")\\z")).find(name, 0).has_value();
-}
-
-bool is_or_ends_with(std::string_view name, std::string_view key) {
-  if (name == key) return true;
-  return name.size() > key.size() + 1 && name.ends_with(key) &&
-         name[name.size() - key.size() - 1] == '.';
-}
-
-bool names_one(const std::vector<std::string>& keys, std::string_view name) {
-  return std::any_of(keys.begin(), keys.end(),
-                     [&](const std::string& key) { return is_or_ends_with(name, key); });
-}
 
 // The number behind `pattern` ("layers"), or behind anything where it is empty; -1 = none.
 int64_t layer_number(std::string_view name, const std::vector<std::string>& patterns) {

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "libfsdp/shard/gradient_sink.h"
 
@@ -119,20 +120,31 @@ Tensor lora_linear(const Tensor& x, const Tensor& u, const FrozenWeight& weight,
                            adapter.scaling, weight.packed);
 }
 
-Tensor merged_linear(const Tensor& weight, const LowRank& adapter) {
-  return at::addmm(weight.to(at::kFloat), adapter.b.to(at::kFloat), adapter.a.to(at::kFloat), 1,
-                   adapter.scaling);
+Tensor adapted_weight(TargetKind kind, const Tensor& weight, const LowRank& adapter) {
+  const Tensor a = adapter.a.flatten(1), b = adapter.b.flatten(1);
+  if (kind == TargetKind::kEmbedding) return at::addmm(weight, a.t(), b.t(), 1, adapter.scaling);
+  return at::addmm(weight.flatten(1), b, a, 1, adapter.scaling).view(weight.sizes());
 }
 
-Tensor row_norms(const Tensor& weight, const LowRank& adapter) {
-  return at::linalg_vector_norm(merged_linear(weight, adapter), 2, at::IntArrayRef{1});
+Tensor output_norms(TargetKind kind, const Tensor& weight, const LowRank& adapter) {
+  const Tensor whole =
+      adapted_weight(kind, weight.to(at::kFloat),
+                     {adapter.a.to(at::kFloat), adapter.b.to(at::kFloat), adapter.scaling});
+  const int64_t summed = kind == TargetKind::kEmbedding ? 0 : 1;
+  return at::linalg_vector_norm(whole.flatten(1), 2, at::IntArrayRef{summed});
+}
+
+Tensor dora_scale(TargetKind kind, const Tensor& weight, const LowRank& adapter,
+                  const Tensor& magnitude) {
+  const Tensor norms = output_norms(kind, weight.detach(),
+                                    {adapter.a.detach(), adapter.b.detach(), adapter.scaling});
+  return (magnitude.flatten() / norms).to(weight.scalar_type());
 }
 
 Tensor dora_linear(const Tensor& x, const Tensor& u, const FrozenWeight& weight, const Tensor& bias,
                    const LowRank& adapter, const Tensor& magnitude) {
-  const Tensor norms = row_norms(weight.matrix(x.scalar_type()).detach(),
-                                 {adapter.a.detach(), adapter.b.detach(), adapter.scaling});
-  const Tensor scale = (magnitude / norms).to(x.scalar_type());
+  const Tensor scale =
+      dora_scale(TargetKind::kLinear, weight.matrix(x.scalar_type()), adapter, magnitude);
   if (!u.defined()) {
     const Tensor product = lora_linear(x, {}, weight, {}, adapter) * scale;
     return bias.defined() ? product + bias : product;
@@ -140,6 +152,36 @@ Tensor dora_linear(const Tensor& x, const Tensor& u, const FrozenWeight& weight,
   // As PEFT: what dropout leaves of x counts only beyond the base.
   const Tensor base = frozen_linear(x, weight, bias) - frozen_linear(u, weight, {});
   return base + lora_linear(u, {}, weight, {}, adapter) * scale;
+}
+
+Tensor convolved_low_rank(const Tensor& u, const LowRank& adapter, int64_t groups,
+                          const Convolution& convolution) {
+  const Tensor rank = convolution(u, adapter.a, {}, 1);
+  const auto project = [&](auto conv) {
+    return conv(rank, adapter.b, std::nullopt, 1, 0, 1, groups) * adapter.scaling;
+  };
+  switch (adapter.b.dim()) {
+    case 3:
+      return project([](auto&&... args) { return at::conv1d(args...); });
+    case 4:
+      return project([](auto&&... args) { return at::conv2d(args...); });
+    default:
+      return project([](auto&&... args) { return at::conv3d(args...); });
+  }
+}
+
+Tensor dora_convolution(const Tensor& x, const Tensor& u, const Tensor& weight, const Tensor& bias,
+                        const LowRank& adapter, const Tensor& magnitude,
+                        const Convolution& convolution) {
+  std::vector<int64_t> channels(static_cast<size_t>(weight.dim()) - 1, 1);
+  channels[0] = -1;
+  const Tensor scale =
+      dora_scale(TargetKind::kConvolution, weight, adapter, magnitude).view(channels);
+  const Tensor& dropped = u.defined() ? u : x;
+  const Tensor base = convolution(dropped, weight, {}, 1);
+  const Tensor product = (base + convolved_low_rank(dropped, adapter, 1, convolution)) * scale;
+  if (u.defined()) return convolution(x, weight, bias, 1) - base + product;
+  return bias.defined() ? product + bias.view(channels) : product;
 }
 
 }  // namespace fsdp::lora

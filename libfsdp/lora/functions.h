@@ -6,13 +6,16 @@
 #include <memory>
 
 #include "libfsdp/lora/packed_weight.h"
+#include "libfsdp/lora/target.h"
 
 namespace fsdp::lora {
 
 /// A and B of one adapter of one weight.
 struct LowRank {
-  at::Tensor a;  ///< [r, in] of a Linear, [r, rows] of an Embedding.
-  at::Tensor b;  ///< [out, r]; of an Embedding [features, r].
+  /// [r, in] of a Linear, [r, rows] of an Embedding, [r, in, kernel...] of a convolution.
+  at::Tensor a;
+  /// [out, r]; of an Embedding [features, r], of a convolution [out, r / groups, 1...].
+  at::Tensor b;
   double scaling = 1;
 };
 
@@ -36,14 +39,29 @@ at::Tensor frozen_linear(const at::Tensor& x, const FrozenWeight& weight, const 
 at::Tensor lora_linear(const at::Tensor& x, const at::Tensor& u, const FrozenWeight& weight,
                        const at::Tensor& bias, const LowRank& adapter);
 
-/// W + scaling B A, in fp32: what merging makes of a weight. Shapes: as the weight [out, in].
-at::Tensor merged_linear(const at::Tensor& weight, const LowRank& adapter);
-/// Norm of each row of that, [out]: the magnitude with which DoRA begins, and what it divides by.
-at::Tensor row_norms(const at::Tensor& weight, const LowRank& adapter);
+/// What the adapter makes of its weight, of that shape: W + scaling B A; of an embedding
+/// W + scaling (B A)^T; of a convolution likewise over [out, rest]. Differentiable in A and B.
+at::Tensor adapted_weight(TargetKind kind, const at::Tensor& weight, const LowRank& adapter);
+/// Norms of that in fp32, one for each output (feature of an embedding), [out]: the magnitude with
+/// which DoRA begins, and what it divides by.
+at::Tensor output_norms(TargetKind kind, const at::Tensor& weight, const LowRank& adapter);
+/// Magnitude by norm, the norm taken for a constant, [out] in the weight's type. Shapes: magnitude
+/// of `out` elements.
+at::Tensor dora_scale(TargetKind kind, const at::Tensor& weight, const LowRank& adapter,
+                      const at::Tensor& magnitude);
 
-/// DoRA: scale (x W^T + s (x A^T) B^T) + bias, scale = m / |W + s B A| by row, the norm taken for a
-/// constant. With dropout, as PEFT: x W^T + bias + (scale - 1) u W^T + scale s (u A^T) B^T.
+/// DoRA: scale (x W^T + s (x A^T) B^T) + bias. With dropout, as PEFT: x W^T + bias + (scale - 1)
+/// u W^T + scale s (u A^T) B^T.
 at::Tensor dora_linear(const at::Tensor& x, const at::Tensor& u, const FrozenWeight& weight,
                        const at::Tensor& bias, const LowRank& adapter, const at::Tensor& magnitude);
+
+/// scaling B(A(u)): A as the layer's convolution, but over all channels, B with a kernel of one.
+/// Shapes: as the layer's result.
+at::Tensor convolved_low_rank(const at::Tensor& u, const LowRank& adapter, int64_t groups,
+                              const Convolution& convolution);
+/// As dora_linear.
+at::Tensor dora_convolution(const at::Tensor& x, const at::Tensor& u, const at::Tensor& weight,
+                            const at::Tensor& bias, const LowRank& adapter,
+                            const at::Tensor& magnitude, const Convolution& convolution);
 
 }  // namespace fsdp::lora

@@ -60,15 +60,20 @@ class Initializer {
     const std::string a = a_name(adapter, name_), b = b_name(adapter, name_);
     const uint64_t key = stream_key(seed_, a);
     const int64_t rank = adapter.low_rank.a.size(0);
+    if (adapter.magnitude.defined())  // B A is zero.
+      fills_[magnitude_name(adapter, name_)] = values_of(output_norms(
+          adapter.kind, weight_of(adapter),
+          {at::zeros(adapter.low_rank.a.sizes()), at::zeros(adapter.low_rank.b.sizes())}));
     if (adapter.kind == TargetKind::kEmbedding) {  // The other way round, as PEFT does.
       fills_[a] = zeros();
       fills_[b] = normal(key, 1);
       return;
     }
     const double scaling = adapter.low_rank.scaling;
+    const int64_t fan_in = adapter.low_rank.a.numel() / rank;
     switch (init_) {
       case Init::kDefault:
-        fills_[a] = uniform(key, 1 / std::sqrt(static_cast<double>(adapter.low_rank.a.size(1))));
+        fills_[a] = uniform(key, 1 / std::sqrt(static_cast<double>(fan_in)));
         fills_[b] = zeros();
         break;
       case Init::kGaussian:
@@ -86,9 +91,6 @@ class Initializer {
              orthogonal(key, {adapter.low_rank.b.size(0), adapter.low_rank.a.size(1)}, rank));
         break;
     }
-    if (adapter.magnitude.defined())  // B A is zero.
-      fills_[magnitude_name(adapter, name_)] =
-          values_of(at::linalg_vector_norm(weight_of(adapter), 2, at::IntArrayRef{1}));
   }
 
   void store() { store_fills(core_, fills_); }

@@ -92,12 +92,17 @@ class Merger {
     if (!pair.a || !pair.b) refuse(cat(pair.a ? "B" : "A", " is missing"));
     if (config_.use_dora && !pair.magnitude) refuse("its magnitude vector is missing");
     const std::vector<int64_t>& weight = base_.find(module + ".weight")->entry->shape;
-    if (weight.size() != 2) refuse(cat("its weight is ", io::shape_text(weight), ", not a matrix"));
+    if (weight.size() < 2) refuse(cat("its weight is ", io::shape_text(weight), ", not a matrix"));
     const int64_t rank = config_.rank_of(module);
-    const int64_t rows = pair.embedding ? weight[1] : weight[0];
-    const int64_t columns = pair.embedding ? weight[0] : weight[1];
-    if (pair.a->shape != std::vector<int64_t>{rank, columns} ||
-        pair.b->shape != std::vector<int64_t>{rows, rank}) {
+    std::vector<int64_t> a = weight, b(weight.size(), 1);
+    a[0] = rank;
+    b[0] = weight[0];
+    b[1] = rank;
+    if (pair.embedding) {
+      a = {rank, weight[0]};
+      b = {weight[1], rank};
+    }
+    if (pair.a->shape != a || pair.b->shape != b) {
       refuse(cat("A is ", io::shape_text(pair.a->shape), " and B ", io::shape_text(pair.b->shape),
                  "; expected rank ", rank, " for a weight of ", io::shape_text(weight)));
     }
@@ -124,26 +129,46 @@ class Merger {
   void load(const std::string& module) {
     if (module == loaded_) return;
     const Pair& pair = pairs_.at(module);
-    a_ = whole(*pair.a);
-    b_ = whole(*pair.b);
-    magnitude_ = pair.magnitude ? whole(*pair.magnitude) : Tensor();
+    a_ = whole(*pair.a).flatten(1);
+    b_ = whole(*pair.b).flatten(1);
+    magnitude_ = pair.magnitude ? whole(*pair.magnitude).flatten() : Tensor();
     loaded_ = module;
+    if (pair.embedding && pair.magnitude) magnitude_ /= norms_of_features(module);
   }
 
-  // Rows [begin, begin + rows) of the merged weight.
-  Tensor merged_rows(const std::string& module, const io::HfWeights::Location& base, int64_t begin,
+  // Of the whole table with its adapter: a pass over it.
+  Tensor norms_of_features(const std::string& module) {
+    const io::HfWeights::Location base = *base_.find(module + ".weight");
+    const int64_t rows = base.entry->shape[0], columns = base.entry->shape[1];
+    const int64_t most_rows = std::max<int64_t>(1, kMostRowsNumel / columns);
+    Tensor squares = at::zeros({columns}, at::kDouble);
+    for (int64_t row = 0; row < rows; row += most_rows) {
+      const Tensor part = summed_rows(module, base, row, std::min(most_rows, rows - row));
+      squares += part.to(at::kDouble).square().sum(0);
+    }
+    return squares.sqrt().to(at::kFloat);
+  }
+
+  // Rows [begin, begin + rows) of W + scaling B A.
+  Tensor summed_rows(const std::string& module, const io::HfWeights::Location& base, int64_t begin,
                      int64_t rows) {
-    load(module);
-    const int64_t columns = base.entry->shape[1];
+    const int64_t columns = base.entry->numel / base.entry->shape[0];
     const Tensor weight =
         as_floats(*base.file, *base.entry, begin * columns, rows * columns).view({rows, columns});
     const double scaling = config_.scaling_of(module);
-    if (pairs_.at(module).embedding)
-      return at::addmm(weight, a_.narrow(1, begin, rows).t(), b_.t(), 1, scaling);
-    const Tensor sum = at::addmm(weight, b_.narrow(0, begin, rows), a_, 1, scaling);
+    if (pair.embedding) return at::addmm(weight, a_.narrow(1, begin, rows).t(), b_.t(), 1, scaling);
+    return at::addmm(weight, b_.narrow(0, begin, rows), a_, 1, scaling);
+  }
+
+  // Rows of the merged weight.
+  Tensor merged_rows(const std::string& module, const io::HfWeights::Location& base, int64_t begin,
+                     int64_t rows) {
+    load(module);
+    const Tensor sum = summed_rows(module, base, begin, rows);
     if (!magnitude_.defined()) return sum;
+    if (pairs_.at(module).embedding) return sum * magnitude_;
     const Tensor norms = at::linalg_vector_norm(sum, 2, at::IntArrayRef{1});
-    return sum * (magnitude_.view({-1}).narrow(0, begin, rows) / norms).unsqueeze(1);
+    return sum * (magnitude_.narrow(0, begin, rows) / norms).unsqueeze(1);
   }
 
   void read(const std::string& name, int64_t at, std::span<std::byte> to) {
@@ -167,7 +192,7 @@ class Merger {
                    std::span<std::byte> to) {
     const DType dtype = *base.entry->dtype;
     const auto item = static_cast<int64_t>(dtype_bytes(dtype));
-    const int64_t columns = base.entry->shape[1];
+    const int64_t columns = base.entry->numel / base.entry->shape[0];
     const int64_t end = at + static_cast<int64_t>(to.size()) / item;
     const int64_t most_rows = std::max<int64_t>(1, kMostRowsNumel / columns);
     while (at < end) {

@@ -12,6 +12,7 @@
 #include "libfsdp/lora/adapters.h"
 #include "libfsdp/lora/linear_base.h"
 #include "libfsdp/lora/target.h"
+#include "libfsdp/shard/shell.h"
 
 namespace fsdp::lora {
 namespace {
@@ -27,8 +28,17 @@ class PackedLinear : public LinearBase {
                     const at::Tensor& bias) override {
     return frozen_linear(x, {weight, packed}, bias);
   }
-  at::Tensor embedding(const at::Tensor&, const at::Tensor&) override {
+  at::Tensor embedding(const at::Tensor&, const at::Tensor&, int64_t, bool) override {
     throw InternalError("an embedding is not quantised");
+  }
+  at::Tensor convolve(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t,
+                      const Convolution&) override {
+    throw InternalError("a convolution is not quantised");
+  }
+  at::Tensor matrix(const at::Tensor&, const std::string& operation) override {
+    throw ConfigError(cat("[quantization] '", operation,
+                          "' reads the weight of a layer that is quantised. Hint: leave the module "
+                          "out of the quantisation."));
   }
 };
 
@@ -175,25 +185,25 @@ class Loader {
 QuantizedWeights::QuantizedWeights(torch::nn::Module& model, QuantizationOptions options) {
   check_options(options);
   for (const auto& entry : model.named_modules()) {
-    const auto* target = dynamic_cast<const Target*>(entry.value().get());
-    if (!target || target->target_kind() != TargetKind::kLinear) continue;
+    const auto target = find_target(*entry.value());
+    if (!target || target->kind != TargetKind::kLinear) continue;
     if (ends_with_one_of(entry.key(), options.skip_modules)) continue;
-    at::Tensor weight = target->target_weight();
+    at::Tensor weight = target->weight;
     if (weight.requires_grad()) {
       throw ConfigError(cat("[quantization] '", entry.key(),
                             "' is trained: a quantised weight cannot be. Hint: train adapters, or "
                             "leave the module out of the quantisation."));
     }
-    if (!weight.is_meta()) throw ConfigError("[quantization] build the model on the meta device");
     auto packed = std::make_shared<const PackedWeight>(describe(weight, options));
     auto* adapter = dynamic_cast<LinearBase*>(weight_adapter(weight));
     if (!adapter) {
       auto plain = std::make_shared<PackedLinear>();
       adapter = plain.get();
-      set_weight_adapter(weight, plain);
+      set_weight_adapter(weight, plain, target->operations);
     }
     adapter->packed = packed;
-    weight.set_data(at::empty({packed->bytes()}, weight.options().dtype(at::kByte)));
+    replace_data(weight,
+                 at::empty({packed->bytes()}, at::TensorOptions(at::kMeta).dtype(at::kByte)));
     names_.push_back(entry.key() + ".weight");
     weights_.push_back(std::move(packed));
   }

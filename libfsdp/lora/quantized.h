@@ -34,9 +34,10 @@ struct QuantizationOptions {
 
 class QuantizedWeights {
  public:
-  /// Makes the weight of every Linear target of `model`, which is on meta, a parameter of packed
-  /// bytes. Before fully_shard(), behind Adapters. Throws ConfigError for a weight that is trained
-  /// (what is quantised cannot be), for sizes that do not fit, when there is no Linear.
+  /// Makes the weight of every Linear target of `model`, LibTorch's own too, a parameter of packed
+  /// bytes; it drops what values it has. Before fully_shard(), behind Adapters. Throws ConfigError
+  /// for a weight that is trained (what is quantised cannot be), for sizes that do not fit, when
+  /// there is no Linear.
   QuantizedWeights(torch::nn::Module& model, QuantizationOptions options);
 
   /// Fills the packed weights from 16- or 32-bit files: each rank quantises its own elements, and

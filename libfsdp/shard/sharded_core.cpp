@@ -15,6 +15,7 @@
 #include "libfsdp/shard/dropout.h"
 #include "libfsdp/shard/gradient_sink.h"
 #include "libfsdp/shard/shell.h"
+#include "libfsdp/shard/weight_adapter.h"
 
 namespace fsdp {
 
@@ -188,6 +189,7 @@ ShardedCore::Parameter ShardedCore::make_parameter(const ModuleUnit& unit,
                      unit.hook ? cat("unit '", unit.name, "'") : std::string("the root unit"),
                      " is not gathered: it can be used only during its unit's call"),
                  device);
+  for (const at::Tensor& data : {parameter.view, parameter.shell}) prepare_data(found.tensor, data);
   return parameter;
 }
 
