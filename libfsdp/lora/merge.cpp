@@ -156,7 +156,8 @@ class Merger {
     const Tensor weight =
         as_floats(*base.file, *base.entry, begin * columns, rows * columns).view({rows, columns});
     const double scaling = config_.scaling_of(module);
-    if (pair.embedding) return at::addmm(weight, a_.narrow(1, begin, rows).t(), b_.t(), 1, scaling);
+    if (pairs_.at(module).embedding)
+      return at::addmm(weight, a_.narrow(1, begin, rows).t(), b_.t(), 1, scaling);
     return at::addmm(weight, b_.narrow(0, begin, rows), a_, 1, scaling);
   }
 
