@@ -1,4 +1,5 @@
-"""Loads a model directory with transformers and compares its loss on given sequences with ours.
+"""Loads a model directory with transformers, and an adapter with PEFT, and compares their loss on given sequences with
+ours.
 
 Sequences are the lines of `finetune show-data --json`: input_ids, labels (-100 = not trained on), position_ids. The
 loss is the sum of token losses divided by the number of trainable tokens, in fp32 on the CPU.
@@ -28,6 +29,7 @@ def loss_of(model, sequences):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--adapter", help="PEFT directory of an adapter of the model")
     parser.add_argument("--sequences", required=True)
     parser.add_argument("--results", required=True, help="eval_results.json of finetune eval")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="relative")
@@ -36,12 +38,16 @@ def main():
     model, loading = AutoModelForCausalLM.from_pretrained(
         options.model, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True)
     problems = {key: sorted(names) for key, names in loading.items() if names and key != "error_msgs"}
+    reader = "transformers"
+    if options.adapter:
+        import peft
+        model, reader = peft.PeftModel.from_pretrained(model, options.adapter), "PEFT"
     with open(options.sequences, encoding="utf-8") as lines:
         theirs, tokens = loss_of(model.eval(), [json.loads(line) for line in lines])
     with open(options.results, encoding="utf-8") as file:
         results = json.load(file)
     ours = results["eval_loss"]
-    print(f"eval loss: finetune {ours:.8f}, transformers {theirs:.8f}, {tokens} tokens, "
+    print(f"eval loss: finetune {ours:.8f}, {reader} {theirs:.8f}, {tokens} tokens, "
           f"relative difference {abs(ours - theirs) / theirs:.1e}")
     if problems:
         sys.exit(f"transformers reports: {problems}")
