@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-both}
 out=build/gpu_check
-programs=(gpu_test gpu_training_test comm_bench engine_bench)
+programs=(gpu_test gpu_training_test gpu_lora_test comm_bench engine_bench)
 
 build() {
   cmake -G Ninja -S . -B build/gpu -DCMAKE_BUILD_TYPE=Release -DFSDP_WITH_CUDA=ON -Wno-dev
@@ -32,6 +32,7 @@ run() {
   local status=0
   "$out/bin/gpu_test" || status=$?
   "$out/bin/gpu_training_test" || status=$?
+  "$out/bin/gpu_lora_test" || status=$?
   "$out/bin/comm_bench" || status=$?
   "$out/bin/engine_bench" 3 || status=$?
   return "$status"

@@ -2,11 +2,13 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/device/cuda_loader.h"
 #include "libfsdp/device/cuda_objects.h"
-#include "libfsdp/kernels/compute.h"
+#include "libfsdp/kernels/device_compute.h"
 #include "libfsdp/kernels/fold_type.h"
 #include "libfsdp/kernels/split_master.h"
 
@@ -225,6 +227,15 @@ std::shared_ptr<Compute> make_cuda_compute(int device) {
   if (!device::cuda_status().usable) throw ConfigError(device::cuda_status().reason);
   device::set_cuda_device(device);
   return std::make_shared<CudaCompute>(device);
+}
+
+Compute& device_compute(int device) {
+  static std::mutex mutex;
+  static std::map<int, std::shared_ptr<Compute>> computes;
+  const std::lock_guard lock(mutex);
+  std::shared_ptr<Compute>& found = computes[device];
+  if (!found) found = make_cuda_compute(device);
+  return *found;
 }
 
 }  // namespace fsdp::kernels

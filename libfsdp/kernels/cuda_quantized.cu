@@ -1,5 +1,6 @@
 // CUDA: weights in 4 and 8 bits, see quantized_weight.h.
 #include "libfsdp/kernels/cuda_launch.cuh"
+#include "libfsdp/kernels/element_stores.h"
 #include "libfsdp/kernels/four_bit.h"
 
 namespace fsdp::kernels {
@@ -28,20 +29,6 @@ __device__ float warp_absmax(float largest) {
 __device__ float magnitude(float value) { return bits_float(float_bits(value) & 0x7fffffffU); }
 // A NaN is larger than an infinity, as on the CPU.
 __device__ float larger(float a, float b) { return float_bits(a) > float_bits(b) ? a : b; }
-
-// What elements are rounded to.
-struct StoreF32 {
-  using Storage = float;
-  static __device__ float round(float value) { return value; }
-};
-struct StoreBf16 {
-  using Storage = uint16_t;
-  static __device__ uint16_t round(float value) { return round_bf16(value); }
-};
-struct StoreF16 {
-  using Storage = uint16_t;
-  static __device__ uint16_t round(float value) { return round_f16(value); }
-};
 
 // One warp per block of elements.
 template <class Source>
@@ -101,9 +88,7 @@ template <class Source>
 __global__ void quantize_int8_kernel(const typename Source::Storage* values, int64_t rows,
                                      int64_t columns, int8_t* codes, float* absmax) {
   __shared__ uint32_t shared;
-  const auto half = [&](int64_t i) {
-    return F16Source::widen(round_f16(Source::widen(values[i])));
-  };
+  const auto half = [&](int64_t i) { return as_half<Source>(values[i]); };
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     if (threadIdx.x == 0) shared = 0;
     __syncthreads();
@@ -141,9 +126,9 @@ int with_source(FoldType type, const Body& body) {
 }
 template <class Body>
 int with_store(FoldType type, const Body& body) {
-  if (type == FoldType::kF32) return body(StoreF32{});
-  if (type == FoldType::kBf16) return body(StoreBf16{});
-  return body(StoreF16{});
+  if (type == FoldType::kF32) return body(ToF32{});
+  if (type == FoldType::kBf16) return body(ToBf16{});
+  return body(ToF16{});
 }
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
 

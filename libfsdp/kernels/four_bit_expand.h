@@ -3,23 +3,10 @@
 #pragma once
 
 #include "libfsdp/base/dtype.h"
+#include "libfsdp/kernels/element_stores.h"
 #include "libfsdp/kernels/four_bit.h"
 
 namespace fsdp::kernels {
-
-/// What a range's elements are rounded to.
-struct ToF32 {
-  using Storage = float;
-  static FSDP_HD float round(float value) { return value; }
-};
-struct ToBf16 {
-  using Storage = uint16_t;
-  static FSDP_HD uint16_t round(float value) { return round_bf16(value); }
-};
-struct ToF16 {
-  using Storage = uint16_t;
-  static FSDP_HD uint16_t round(float value) { return round_f16(value); }
-};
 
 struct FourBitRange {
   const uint8_t* packed;

@@ -161,12 +161,6 @@ float cascade_sum(const float* values, int64_t n) {
   return sum;
 }
 
-/// The values of a row as halves, widened.
-template <class Source>
-FSDP_HD float as_half(typename Source::Storage value) {
-  return F16Source::widen(round_f16(Source::widen(value)));
-}
-
 struct QuantizeInt8Loop {
   const void* values;
   int64_t rows, columns;

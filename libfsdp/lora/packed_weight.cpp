@@ -4,7 +4,7 @@
 
 #include "libfsdp/base/checked.h"
 #include "libfsdp/base/error.h"
-#include "libfsdp/kernels/quantized_weight.h"
+#include "libfsdp/kernels/device_compute.h"
 #include "libfsdp/shard/shell.h"
 
 namespace fsdp::lora {
@@ -32,9 +32,9 @@ int64_t PackedWeight::offset_at() const {
 int64_t PackedWeight::bytes() const { return offset_at() + (double_quant ? kAlignment : 0); }
 
 at::Tensor unpack(const PackedWeight& weight, const at::Tensor& packed, at::ScalarType type) {
-  if (!packed.is_cpu())
-    throw ConfigError("a quantised weight on a device: only the CPU unpacks them so far");
   check(packed.numel() == weight.bytes(), "a packed weight of another size");
+  kernels::Compute& compute =
+      packed.is_cuda() ? kernels::device_compute(packed.get_device()) : kernels::host_compute();
   const auto* bytes = packed.data_ptr<uint8_t>();
   at::Tensor values = at::empty({weight.rows, weight.columns}, packed.options().dtype(type));
   const DType dtype = to_dtype(type);
@@ -42,20 +42,22 @@ at::Tensor unpack(const PackedWeight& weight, const at::Tensor& packed, at::Scal
   at::Tensor plain_scales;
   if (weight.double_quant) {
     plain_scales = at::empty({weight.scales()}, packed.options().dtype(at::kFloat));
-    kernels::dequantize_absmax(bytes + weight.scales_at(),
-                               reinterpret_cast<const float*>(bytes + weight.nested_at()),
-                               *reinterpret_cast<const float*>(bytes + weight.offset_at()), 0,
-                               weight.scales(), plain_scales.data_ptr<float>());
+    compute.dequantize_absmax(bytes + weight.scales_at(),
+                              reinterpret_cast<const float*>(bytes + weight.nested_at()), 0, 0,
+                              weight.scales(), plain_scales.data_ptr<float>());
+    // Where the offset lies, without bringing it to the host. The bits are those of one call with
+    // it: a product and a sum, rounded one after the other.
+    plain_scales.add_(packed.narrow(0, weight.offset_at(), kScaleBytes).view(at::kFloat));
     scales = plain_scales.data_ptr<float>();
   }
   if (weight.format == PackedFormat::kInt8) {
-    kernels::dequantize_int8(reinterpret_cast<const int8_t*>(bytes), scales, weight.columns, 0,
-                             weight.numel(), values.data_ptr(), dtype);
+    compute.dequantize_int8(reinterpret_cast<const int8_t*>(bytes), scales, weight.columns, 0,
+                            weight.numel(), values.data_ptr(), dtype);
   } else {
     const auto code = weight.format == PackedFormat::kNf4 ? kernels::FourBitCode::kNf4
                                                           : kernels::FourBitCode::kFp4;
-    kernels::dequantize_4bit(bytes, scales, weight.numel(), code, weight.blocksize,
-                             values.data_ptr(), dtype);
+    compute.dequantize_4bit(bytes, scales, weight.numel(), code, weight.blocksize,
+                            values.data_ptr(), dtype);
   }
   return values;
 }
