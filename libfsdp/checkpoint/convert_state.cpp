@@ -36,6 +36,16 @@ int64_t tensor_bytes(const RangeWriter& writer) {
 
 }  // namespace
 
+int64_t file_bytes(const StateDict& state, std::optional<DType> dtype) {
+  int64_t bytes = 0;
+  for (const TensorPart& part : state.tensors) {
+    const bool is_floating = part.dtype <= DType::kBF16;
+    bytes +=
+        part.numel * static_cast<int64_t>(dtype_bytes(dtype && is_floating ? *dtype : part.dtype));
+  }
+  return bytes;
+}
+
 int64_t write_converted(const StateDict& state, const ConvertedForm& form,
                         const std::string& directory) {
   if (form.num_shards == 0) {

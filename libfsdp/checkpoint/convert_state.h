@@ -18,6 +18,9 @@ struct ConvertedForm {
   int64_t max_file_bytes = io::kDefaultMaxShardBytes;
 };
 
+/// Bytes of the tensors in files, floating ones as `dtype`, if given.
+int64_t file_bytes(const StateDict& state, std::optional<DType> dtype = std::nullopt);
+
 /// Writes the tensors' files into `directory`, which exists and has none of them; returns the bytes
 /// of tensors. Parts of `state` are whole tensors with `read`.
 /// Memory: one buffer of a few MB. Throws: as RangeWriter; what `read` throws.

@@ -12,7 +12,6 @@ namespace fsdp::checkpoint {
 namespace {
 
 constexpr int64_t kPiece = int64_t{1} << 18;  // Elements, about, that are quantised at once.
-constexpr int64_t kBlock = 64;
 
 bool is_float(const std::optional<DType>& dtype) {
   return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
@@ -36,7 +35,7 @@ QuantizedWeight planned_weight(const StoredTensors& stored, const std::string& n
     weight.numel = checked_mul<ModelError>(weight.numel, dim, name);
   weight.dtype = is_int8 ? DType::kF32 : options.dtype.value_or(*tensor->dtype);
   weight.storage = is_int8 ? DType::kI8 : options.storage;
-  weight.blocksize = is_int8 ? tensor->shape[1] : kBlock;
+  weight.blocksize = is_int8 ? tensor->shape[1] : options.blocksize;
   weight.double_quant = options.double_quant && !is_int8;
   const auto width = static_cast<int64_t>(dtype_bytes(weight.storage));
   if (weight.code_bytes(weight.numel) % width != 0)
@@ -61,6 +60,13 @@ QuantizedReader::QuantizedReader(std::shared_ptr<StoredReader> reader,
     throw ConfigError(cat("weights are not quantised from ", dtype_name(*options.dtype)));
   for (const std::string& name : names)
     weights_.emplace(name, planned_weight(reader_->stored(), name, options));
+}
+
+QuantizedReader::QuantizedReader(const QuantizedReader& base, std::span<const std::string> names,
+                                 WeightElements elements)
+    : reader_(base.reader_), quantizes_(true), elements_(std::move(elements)) {
+  check(!base.quantizes_, "QuantizedReader: the base is not quantised");
+  for (const std::string& name : names) weights_.emplace(name, base.weight(name));
 }
 
 const QuantizedWeight& QuantizedReader::weight(std::string_view name) const {
@@ -120,21 +126,26 @@ void QuantizedReader::read_bytes(const StoredTensor& tensor, int64_t begin,
   std::memcpy(out.data(), codes_.data() + (begin - first * width), out.size());
 }
 
-const std::byte* QuantizedReader::read_floats(const StoredTensor& tensor, DType dtype, int64_t at,
-                                              int64_t n) {
+QuantizedReader::Floats QuantizedReader::floats(const QuantizedWeight& weight, int64_t at,
+                                                int64_t n) {
+  if (elements_) {
+    converted_.resize(static_cast<size_t>(n) * sizeof(float));
+    elements_(weight, at, {reinterpret_cast<float*>(converted_.data()), static_cast<size_t>(n)});
+    return {converted_.data(), DType::kF32};
+  }
+  const StoredTensor& tensor = *reader_->stored().find(weight.name);
   const DType stored = *tensor.dtype;
+  const DType dtype = convert_to_.value_or(stored);
   values_.resize(static_cast<size_t>(n) * dtype_bytes(stored));
   reader_->read(tensor, at, values_);
-  if (stored == dtype) return values_.data();
+  if (stored == dtype) return {values_.data(), dtype};
   converted_.resize(static_cast<size_t>(n) * dtype_bytes(dtype));
   convert_floats(values_.data(), stored, converted_.data(), dtype, static_cast<size_t>(n));
-  return converted_.data();
+  return {converted_.data(), dtype};
 }
 
 void QuantizedReader::quantize(const QuantizedWeight& weight, int64_t begin, int64_t end,
                                std::span<std::byte> codes, std::span<float> scales) {
-  const StoredTensor& tensor = *reader_->stored().find(weight.name);
-  const DType dtype = convert_to_.value_or(*tensor.dtype);
   const int64_t block = weight.blocksize;
   const int64_t piece = std::max(int64_t{1}, kPiece / block) * block;
   const int64_t last = std::min((end + block - 1) / block * block, weight.numel);
@@ -143,7 +154,7 @@ void QuantizedReader::quantize(const QuantizedWeight& weight, int64_t begin, int
     const int64_t blocks = (n + block - 1) / block;
     codes_.resize(static_cast<size_t>(weight.code_bytes(n)));
     scales_.resize(static_cast<size_t>(blocks));
-    const std::byte* const values = read_floats(tensor, dtype, at, n);
+    const auto [values, dtype] = floats(weight, at, n);
     if (weight.is_int8()) {
       kernels::quantize_int8(values, dtype, blocks, block, reinterpret_cast<int8_t*>(codes_.data()),
                              scales_.data());
@@ -176,6 +187,30 @@ void QuantizedReader::check_finite(const QuantizedWeight& weight, std::span<cons
   throw ModelError(cat(
       where, "among the ", weight.blocksize, " elements from ", at, " on is an infinity or a NaN",
       weight.is_int8() ? ", or a number above 65504, which int8 cannot keep" : ""));
+}
+
+void QuantizedReader::dequantize(const QuantizedWeight& weight, int64_t begin,
+                                 std::span<float> out) {
+  if (out.empty()) return;
+  const int64_t block = weight.blocksize;
+  const int64_t end = begin + static_cast<int64_t>(out.size());
+  const int64_t first = weight.is_int8() ? begin : begin / block * block;
+  const int64_t last =
+      weight.is_int8() ? end : std::min((end + block - 1) / block * block, weight.numel);
+  const int64_t n = last - first;
+  std::vector<std::byte> codes(static_cast<size_t>(weight.code_bytes(n)));
+  std::vector<float> scales(static_cast<size_t>((last + block - 1) / block - first / block));
+  read(weight, first, last, codes, scales);
+  std::vector<std::byte> values(static_cast<size_t>(n) * dtype_bytes(weight.dtype));
+  if (weight.is_int8()) {
+    kernels::dequantize_int8(reinterpret_cast<const int8_t*>(codes.data()), scales.data(), block,
+                             first % block, n, values.data(), weight.dtype);
+  } else {
+    kernels::dequantize_4bit(reinterpret_cast<const uint8_t*>(codes.data()), scales.data(), n,
+                             weight.code(), block, values.data(), weight.dtype);
+  }
+  convert_floats(values.data() + static_cast<size_t>(begin - first) * dtype_bytes(weight.dtype),
+                 weight.dtype, out.data(), DType::kF32, out.size());
 }
 
 const NestedScales& QuantizedReader::nested_scales(const QuantizedWeight& weight) {

@@ -1,8 +1,9 @@
 // Any range of a quantised weight: from files that hold it quantised, or quantised on the way from
-// files of 16 or 32 bits.
+// files of 16 or 32 bits, or from elements that somebody computes.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -21,6 +22,7 @@ struct QuantizeOptions {
   /// What floating tensors are converted to first, as when transformers loads them; empty = as they
   /// are.
   std::optional<DType> dtype;
+  int64_t blocksize = 64;  ///< 4 bits: elements that share a scale.
 };
 
 /// Scales of a whole weight as double quantisation keeps them, 8 bits each.
@@ -30,6 +32,10 @@ struct NestedScales {
   float offset = 0;
 };
 
+/// Elements [at, at + out.size()) of a weight, wherever they come from.
+using WeightElements =
+    std::function<void(const QuantizedWeight& weight, int64_t at, std::span<float> out)>;
+
 /// Used by one thread at a time. Memory: one buffer of 1 MB; with double quantisation the scales of
 /// one whole weight (numel / 64 bytes; while they are made, five times that).
 class QuantizedReader {
@@ -37,11 +43,16 @@ class QuantizedReader {
   /// The weights that the files hold quantised. Throws: as find_quantized_weights().
   explicit QuantizedReader(std::shared_ptr<StoredReader> reader);
 
-  /// Of files that are not quantised: the tensors `names` as `options` say, in blocks of 64.
+  /// Of files that are not quantised: the tensors `names` as `options` say.
   /// Throws: ModelError for a tensor that is missing, is not floating, or (int8) is no matrix, and
   /// for files that are quantised already.
   QuantizedReader(std::shared_ptr<StoredReader> reader, const QuantizeOptions& options,
                   std::span<const std::string> names);
+
+  /// Of `base`, whose files are quantised, the weights `names` anew, in the same form, from other
+  /// elements.
+  QuantizedReader(const QuantizedReader& base, std::span<const std::string> names,
+                  WeightElements elements);
 
   const QuantizedWeights& weights() const { return weights_; }
   /// Throws: ModelError when there is none of that name.
@@ -59,6 +70,10 @@ class QuantizedReader {
   void read(const QuantizedWeight& weight, int64_t begin, int64_t end, std::span<std::byte> codes,
             std::span<float> scales);
 
+  /// Elements [begin, begin + out.size()) as bitsandbytes dequantises them: rounded to the type
+  /// that the weight was quantised from. Cost: as read() of the blocks that the range meets.
+  void dequantize(const QuantizedWeight& weight, int64_t begin, std::span<float> out);
+
   /// The scales of a whole weight, for a range of which dequantize_absmax() computes any. Valid
   /// until the next call. Requires: weight.double_quant.
   const NestedScales& nested_scales(const QuantizedWeight& weight);
@@ -69,14 +84,19 @@ class QuantizedReader {
   void read_bytes(const StoredTensor& tensor, int64_t begin, std::span<std::byte> out);
   void quantize(const QuantizedWeight& weight, int64_t begin, int64_t end,
                 std::span<std::byte> codes, std::span<float> scales);
-  /// n elements from `at`, converted; valid until the next call.
-  const std::byte* read_floats(const StoredTensor& tensor, DType dtype, int64_t at, int64_t n);
+  /// What is to be quantised: n elements from `at`; valid until the next call.
+  struct Floats {
+    const void* values;
+    DType dtype;
+  };
+  Floats floats(const QuantizedWeight& weight, int64_t at, int64_t n);
   void check_finite(const QuantizedWeight& weight, std::span<const float> scales,
                     int64_t first) const;
 
   std::shared_ptr<StoredReader> reader_;
   bool quantizes_ = false;
   std::optional<DType> convert_to_;
+  WeightElements elements_;
   QuantizedWeights weights_;
   std::string nested_of_;
   NestedScales nested_;
@@ -88,6 +108,11 @@ class QuantizedReader {
 /// those of `skip_modules`. Sorted.
 std::vector<std::string> linear_weight_names(const StoredTensors& stored,
                                              std::span<const std::string> skip_modules = {});
+
+/// The parts that `weight`, one of the reader's, has in bitsandbytes' files, read through the
+/// reader. Cost: with double quantisation, that of nested_scales().
+void add_quantized_parts(const std::shared_ptr<QuantizedReader>& reader,
+                         const QuantizedWeight& weight, StateDict& state);
 
 /// A model directory's tensors with the reader's weights in bitsandbytes' parts and all others as
 /// they are (floating ones as options.dtype, if given), as a state of one rank that reads through

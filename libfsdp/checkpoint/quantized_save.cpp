@@ -77,7 +77,26 @@ TensorPart nested_part(const Reader& reader, const QuantizedWeight& weight) {
   return part;
 }
 
-void add_weight(const Reader& reader, const QuantizedWeight& weight, StateDict& state) {
+/// `part`, read as elements of `dtype`.
+TensorPart converted_part(TensorPart part, DType dtype) {
+  const DType from = part.dtype;
+  const bool is_float =
+      from == DType::kF32 || from == DType::kBF16 || from == DType::kF16 || from == DType::kF64;
+  if (from == dtype || !is_float) return part;
+  part.dtype = dtype;
+  part.source = {};
+  part.read = [read = part.read, from, dtype](int64_t offset, std::span<std::byte> to) {
+    const size_t n = to.size() / dtype_bytes(dtype);
+    std::vector<std::byte> values(n * dtype_bytes(from));
+    read(offset, values);
+    convert_floats(values.data(), from, to.data(), dtype, n);
+  };
+  return part;
+}
+
+}  // namespace
+
+void add_quantized_parts(const Reader& reader, const QuantizedWeight& weight, StateDict& state) {
   state.tensors.push_back(codes_part(reader, weight));
   state.tensors.push_back(scales_part(reader, weight));
   const std::string& name = weight.name;
@@ -102,25 +121,6 @@ void add_weight(const Reader& reader, const QuantizedWeight& weight, StateDict& 
                  DType::kU8, {bytes}, text.data(), text.size()));
 }
 
-/// `part`, read as elements of `dtype`.
-TensorPart converted_part(TensorPart part, DType dtype) {
-  const DType from = part.dtype;
-  const bool is_float =
-      from == DType::kF32 || from == DType::kBF16 || from == DType::kF16 || from == DType::kF64;
-  if (from == dtype || !is_float) return part;
-  part.dtype = dtype;
-  part.source = {};
-  part.read = [read = part.read, from, dtype](int64_t offset, std::span<std::byte> to) {
-    const size_t n = to.size() / dtype_bytes(dtype);
-    std::vector<std::byte> values(n * dtype_bytes(from));
-    read(offset, values);
-    convert_floats(values.data(), from, to.data(), dtype, n);
-  };
-  return part;
-}
-
-}  // namespace
-
 StateDict quantized_state(const std::shared_ptr<QuantizedReader>& reader,
                           std::optional<DType> dtype) {
   // The parts of weights that are stored quantised are made anew from the weights.
@@ -135,7 +135,7 @@ StateDict quantized_state(const std::shared_ptr<QuantizedReader>& reader,
   for (TensorPart& part : stored_state(stored).tensors) {
     const auto weight = reader->weights().find(part.name);
     if (weight != reader->weights().end()) {
-      add_weight(reader, weight->second, state);
+      add_quantized_parts(reader, weight->second, state);
     } else if (!std::binary_search(parts.begin(), parts.end(), part.name)) {
       state.tensors.push_back(dtype ? converted_part(std::move(part), *dtype) : std::move(part));
     }

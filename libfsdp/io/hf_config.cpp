@@ -175,12 +175,6 @@ void refuse_unsupported(const Json& json) {
   if (activation != "silu") {
     throw ModelError(cat("'hidden_act': '", activation, "' is not supported, expected silu"));
   }
-  const Json* quantization = json.find("quantization_config");
-  if (quantization != nullptr && !quantization->is_null()) {
-    throw ModelError(
-        "'quantization_config': quantised weights are not supported. Hint: use the original "
-        "model.");
-  }
 }
 
 void parse_heads(const Json& json, const Family& family, HfModelConfig& config) {
@@ -259,11 +253,14 @@ Json rope_json(const RopeConfig& rope) {
 }  // namespace
 
 HfModelConfig HfModelConfig::from_json(const Json& document, const std::string& where) {
+  HfModelConfig config;
   try {
-    return parse_config(document);
+    config = parse_config(document);
   } catch (const ModelError& error) {
     throw ModelError(cat(where, ": ", error.what()));
   }
+  config.quantization = QuantizationConfig::from_model_config(document, where);
+  return config;
 }
 
 HfModelConfig HfModelConfig::read(const std::string& directory) {
@@ -282,6 +279,13 @@ Json HfModelConfig::to_json(DType dtype) const {
   json["dtype"] = dtype_name(dtype);
   json["torch_dtype"] = dtype_name(dtype);
   return json;
+}
+
+HfModelConfig HfModelConfig::dequantized() const {
+  HfModelConfig config = *this;
+  config.quantization.reset();
+  config.source = with_quantization(source, std::nullopt);
+  return config;
 }
 
 std::vector<NamedShape> HfModelConfig::expected_tensors() const {

@@ -9,6 +9,7 @@
 #include "libfsdp/base/dtype.h"
 #include "libfsdp/io/hf_weights.h"
 #include "libfsdp/io/json.h"
+#include "libfsdp/io/quantization_config.h"
 
 namespace fsdp::io {
 
@@ -48,8 +49,9 @@ struct HfModelConfig {
   std::optional<int64_t> bos_token_id;
   std::vector<int64_t> eos_token_ids;
   std::optional<int64_t> pad_token_id;
-  std::optional<DType> dtype;  ///< Of the stored weights, as the file claims.
-  Json source;                 ///< The document itself, for to_json().
+  std::optional<DType> dtype;                      ///< Of the stored weights, as the file claims.
+  std::optional<QuantizationConfig> quantization;  ///< Of weights that the files hold quantised.
+  Json source;                                     ///< The document itself, for to_json().
 
   /// Reads config.json of a model directory. Throws: ModelError naming file, key, value and what
   /// was expected; for another model type, activation or rope type it names the ones that are
@@ -63,8 +65,11 @@ struct HfModelConfig {
   /// and 5 read it; everything else is kept.
   Json to_json(DType dtype) const;
 
+  /// The same model with weights that are not quantised.
+  HfModelConfig dequantized() const;
+
   /// Names and shapes of all tensors, in the order of transformers' state dict; no lm_head.weight
-  /// when tied.
+  /// when tied. Of quantised weights too: their shapes before they were quantised.
   std::vector<NamedShape> expected_tensors() const;
 
   /// Throws ConfigError when a sequence of `length` tokens would need the sliding window, which is

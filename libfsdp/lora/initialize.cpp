@@ -6,6 +6,7 @@
 #include "libfsdp/base/error.h"
 #include "libfsdp/lora/adapters.h"
 #include "libfsdp/lora/fills.h"
+#include "libfsdp/lora/linear_base.h"
 #include "libfsdp/lora/parameter_names.h"
 #include "libfsdp/shard/random.h"
 #include "libfsdp/shard/tensors.h"
@@ -54,7 +55,11 @@ Start orthogonal(uint64_t key, at::IntArrayRef weight, int64_t rank) {
 class Initializer {
  public:
   Initializer(ShardedCore& core, uint64_t seed, const std::string& name, Init init)
-      : core_(core), seed_(seed), name_(name), init_(init) {}
+      : core_(core),
+        parameters_(core.module().named_parameters()),
+        seed_(seed),
+        name_(name),
+        init_(init) {}
 
   void add(const AdapterParameters& adapter) {
     const std::string a = a_name(adapter, name_), b = b_name(adapter, name_);
@@ -97,7 +102,11 @@ class Initializer {
 
  private:
   Tensor weight_of(const AdapterParameters& adapter) {
-    return full_parameter(core_, adapter.module + ".weight");
+    const std::string name = adapter.module + ".weight";
+    const Tensor values = full_parameter(core_, name);
+    const auto* base = dynamic_cast<const LinearBase*>(weight_adapter(parameters_[name]));
+    if (!base || !base->packed) return values;
+    return unpack(*base->packed, values.to(at::kByte), at::kFloat);
   }
 
   void take(const AdapterParameters& adapter, const Start& start) {
@@ -107,6 +116,7 @@ class Initializer {
   }
 
   ShardedCore& core_;
+  torch::OrderedDict<std::string, Tensor> parameters_;
   uint64_t seed_;
   std::string name_;
   Init init_;

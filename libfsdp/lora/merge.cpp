@@ -3,10 +3,14 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
+#include <numeric>
+#include <set>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/checkpoint/quantized_reader.h"
 #include "libfsdp/io/safetensors.h"
 #include "libfsdp/lora/config.h"
 
@@ -14,9 +18,15 @@ namespace fsdp::lora {
 namespace {
 
 using at::Tensor;
+using checkpoint::QuantizedReader;
+using checkpoint::QuantizedWeight;
+using checkpoint::StateDict;
+using checkpoint::StoredTensor;
+using checkpoint::TensorPart;
 using io::TensorEntry;
 
 constexpr std::string_view kPrefix = "base_model.model.";
+constexpr std::string_view kWeight = ".weight";
 constexpr int64_t kMostRowsNumel = int64_t{1} << 20;
 
 struct Pair {
@@ -26,9 +36,44 @@ struct Pair {
   bool embedding = false;
 };
 
-class Merger {
+// The base's files: tensors as they are stored, and quantised weights as what their codes mean.
+class Base {
  public:
-  Merger(const io::HfWeights& base, const std::string& directory)
+  explicit Base(const std::string& directory)
+      : reader_(std::make_shared<QuantizedReader>(std::make_shared<checkpoint::StoredReader>(
+            checkpoint::StoredTensors::open(directory)))) {}
+
+  const std::string& directory() const { return stored().directory(); }
+  const checkpoint::StoredTensors& stored() const { return reader_->stored().stored(); }
+  QuantizedReader& reader() const { return *reader_; }
+  const QuantizedWeight* quantized(const std::string& name) const {
+    const auto found = reader_->weights().find(name);
+    return found == reader_->weights().end() ? nullptr : &found->second;
+  }
+  // Of the matrix, if there is a tensor of that name.
+  const std::vector<int64_t>* shape(const std::string& name) const {
+    if (const QuantizedWeight* weight = quantized(name)) return &weight->shape;
+    const StoredTensor* tensor = stored().find(name);
+    return tensor ? &tensor->shape : nullptr;
+  }
+  // Elements from `at`, as fp32.
+  void read_floats(const std::string& name, int64_t at, std::span<float> out) {
+    if (const QuantizedWeight* weight = quantized(name))
+      return reader_->dequantize(*weight, at, out);
+    const StoredTensor& tensor = *stored().find(name);
+    bytes_.resize(out.size() * dtype_bytes(*tensor.dtype));
+    reader_->stored().read(tensor, at, bytes_);
+    convert_floats(bytes_.data(), *tensor.dtype, out.data(), DType::kF32, out.size());
+  }
+
+ private:
+  std::shared_ptr<QuantizedReader> reader_;
+  std::vector<std::byte> bytes_;
+};
+
+class Merger : public std::enable_shared_from_this<Merger> {
+ public:
+  Merger(const std::string& base, const std::string& directory)
       : base_(base),
         directory_(directory),
         config_(read_adapter_config(directory)),
@@ -40,18 +85,35 @@ class Merger {
     }
     for (const TensorEntry& entry : file_.entries()) sort_in(entry);
     for (const auto& [module, pair] : pairs_) check_pair(module, pair);
+    for (const auto& [name, tensor] : base_.stored().tensors()) check_target(name);
   }
 
-  checkpoint::TensorPart part(const std::shared_ptr<Merger>& self, const std::string& name) {
-    const TensorEntry& entry = *base_.find(name)->entry;
-    if (!entry.dtype) {
-      throw ModelError(cat(base_.directory(), ": tensor '", name, "' has type ", entry.dtype_name,
-                           ", which cannot be merged into"));
+  StateDict state(MergedForm form) {
+    const std::vector<std::string> again = form == MergedForm::kAsBase ? requantized() : all();
+    std::shared_ptr<QuantizedReader> reader;
+    if (form == MergedForm::kAsBase) {
+      reader = std::make_shared<QuantizedReader>(
+          base_.reader(), again,
+          [self = shared_from_this()](const QuantizedWeight& weight, int64_t at,
+                                      std::span<float> out) {
+            self->read_requantized(weight, at, out);
+          });
     }
-    checkpoint::TensorPart part{
-        .name = name, .dtype = *entry.dtype, .shape = entry.shape, .numel = entry.numel};
-    part.read = [self, name](int64_t at, std::span<std::byte> to) { self->read(name, at, to); };
-    return part;
+    std::set<std::string> parts;
+    for (const std::string& name : again)
+      for (const std::string& part : quantized_part_names(*base_.quantized(name)))
+        parts.insert(part);
+    StateDict state;
+    for (const auto& [name, tensor] : base_.stored().tensors()) {
+      if (parts.count(name) != 0) continue;
+      const bool made = std::binary_search(again.begin(), again.end(), name);
+      if (made && reader) {
+        add_quantized_parts(reader, reader->weight(name), state);
+      } else {
+        state.tensors.push_back(made ? dequantized_part(name) : part(tensor));
+      }
+    }
+    return state;
   }
 
  private:
@@ -65,7 +127,7 @@ class Merger {
     const auto take = [&](std::string_view suffix, auto member, bool embedding) {
       if (!name.ends_with(suffix)) return false;
       const std::string module = name.substr(0, name.size() - suffix.size());
-      if (!base_.find(module + ".weight")) throw misnamed();
+      if (!base_.shape(cat(module, kWeight))) throw misnamed();
       Pair& pair = pairs_[module];
       pair.*member = &entry;
       pair.embedding = pair.embedding || embedding;
@@ -75,12 +137,11 @@ class Merger {
         take(".lora_embedding_A", &Pair::a, true) || take(".lora_embedding_B", &Pair::b, true) ||
         take(".lora_magnitude_vector", &Pair::magnitude, false))
       return;
-    const auto found = base_.find(name);
-    if (!found) throw misnamed();
-    if (found->entry->shape != entry.shape) {
+    const std::vector<int64_t>* shape = base_.shape(name);
+    if (!shape) throw misnamed();
+    if (*shape != entry.shape) {
       throw ModelError(cat(directory_, ": tensor '", entry.name, "' is ",
-                           io::shape_text(entry.shape), ", in the base ",
-                           io::shape_text(found->entry->shape)));
+                           io::shape_text(entry.shape), ", in the base ", io::shape_text(*shape)));
     }
     replaced_[name] = &entry;
   }
@@ -91,7 +152,7 @@ class Merger {
     };
     if (!pair.a || !pair.b) refuse(cat(pair.a ? "B" : "A", " is missing"));
     if (config_.use_dora && !pair.magnitude) refuse("its magnitude vector is missing");
-    const std::vector<int64_t>& weight = base_.find(module + ".weight")->entry->shape;
+    const std::vector<int64_t>& weight = *base_.shape(cat(module, kWeight));
     if (weight.size() < 2) refuse(cat("its weight is ", io::shape_text(weight), ", not a matrix"));
     const int64_t rank = config_.rank_of(module);
     std::vector<int64_t> a = weight, b(weight.size(), 1);
@@ -106,6 +167,67 @@ class Merger {
       refuse(cat("A is ", io::shape_text(pair.a->shape), " and B ", io::shape_text(pair.b->shape),
                  "; expected rank ", rank, " for a weight of ", io::shape_text(weight)));
     }
+    const TensorEntry& second = pair.embedding ? *pair.a : *pair.b;
+    if (!whole(second).any().item<bool>())
+      refuse(cat("'", second.name, "' is all zero: the adapter has never been updated"));
+  }
+
+  // Whether a module that the config names has an adapter.
+  void check_target(const std::string& name) const {
+    const std::string module = module_of(name);
+    if (module.empty() || base_.shape(name)->size() != 2 || pairs_.count(module) != 0) return;
+    const bool is_linear = !module.ends_with("embed_tokens");
+    if (!config_.targets(module, is_linear, module.ends_with("lm_head"))) return;
+    throw ModelError(cat(directory_, ": adapter of '", module, "': A and B are missing"));
+  }
+
+  // Quantised weights that merging changes.
+  std::vector<std::string> requantized() const {
+    std::vector<std::string> names;
+    for (const auto& [name, weight] : base_.reader().weights()) {
+      if (replaced_.count(name) != 0) {
+        throw ConfigError(cat(directory_, ": '", name, "' was trained whole, and ",
+                              base_.directory(), " holds it as ", quant_kind_name(weight.kind),
+                              ". Hint: merge into 16 bits (dequantize)"));
+      }
+      if (pairs_.count(module_of(name)) != 0) names.push_back(name);
+    }
+    return names;
+  }
+  std::vector<std::string> all() const {
+    std::vector<std::string> names;
+    for (const auto& [name, weight] : base_.reader().weights()) names.push_back(name);
+    return names;
+  }
+
+  static std::string module_of(const std::string& name) {
+    return name.ends_with(kWeight) ? name.substr(0, name.size() - kWeight.size()) : std::string();
+  }
+
+  TensorPart part(const StoredTensor& tensor) {
+    if (!tensor.dtype) {
+      throw ModelError(cat(base_.directory(), ": tensor '", tensor.name, "' has type ",
+                           tensor.dtype_name, ", which cannot be merged into"));
+    }
+    TensorPart part{.name = tensor.name, .dtype = *tensor.dtype, .shape = tensor.shape, .numel = 1};
+    for (const int64_t size : tensor.shape) part.numel *= size;
+    const bool changed =
+        replaced_.count(tensor.name) != 0 || pairs_.count(module_of(tensor.name)) != 0;
+    part.read = [self = shared_from_this(), &tensor, changed](int64_t at, std::span<std::byte> to) {
+      if (!changed) return self->base_.reader().stored().read(tensor, at, to);
+      self->read(tensor.name, at, *tensor.dtype, to);
+    };
+    return part;
+  }
+
+  TensorPart dequantized_part(const std::string& name) {
+    const QuantizedWeight& weight = *base_.quantized(name);
+    TensorPart part{
+        .name = name, .dtype = DType::kF32, .shape = weight.shape, .numel = weight.numel};
+    part.read = [self = shared_from_this(), name](int64_t at, std::span<std::byte> to) {
+      self->read(name, at, DType::kF32, to);
+    };
+    return part;
   }
 
   static Tensor as_floats(const io::SafetensorsFile& file, const TensorEntry& entry, int64_t begin,
@@ -138,83 +260,98 @@ class Merger {
 
   // Of the whole table with its adapter: a pass over it.
   Tensor norms_of_features(const std::string& module) {
-    const io::HfWeights::Location base = *base_.find(module + ".weight");
-    const int64_t rows = base.entry->shape[0], columns = base.entry->shape[1];
-    const int64_t most_rows = std::max<int64_t>(1, kMostRowsNumel / columns);
-    Tensor squares = at::zeros({columns}, at::kDouble);
-    for (int64_t row = 0; row < rows; row += most_rows) {
-      const Tensor part = summed_rows(module, base, row, std::min(most_rows, rows - row));
+    const std::vector<int64_t>& shape = *base_.shape(cat(module, kWeight));
+    const int64_t most_rows = std::max<int64_t>(1, kMostRowsNumel / shape[1]);
+    Tensor squares = at::zeros({shape[1]}, at::kDouble);
+    for (int64_t row = 0; row < shape[0]; row += most_rows) {
+      const Tensor part = summed_rows(module, row, std::min(most_rows, shape[0] - row));
       squares += part.to(at::kDouble).square().sum(0);
     }
     return squares.sqrt().to(at::kFloat);
   }
 
-  // Rows [begin, begin + rows) of W + scaling B A.
-  Tensor summed_rows(const std::string& module, const io::HfWeights::Location& base, int64_t begin,
-                     int64_t rows) {
-    const int64_t columns = base.entry->numel / base.entry->shape[0];
-    const Tensor weight =
-        as_floats(*base.file, *base.entry, begin * columns, rows * columns).view({rows, columns});
+  // Elements of a row of the weight: of all that belongs to one output of a convolution.
+  int64_t columns_of(const std::string& module) const {
+    const std::vector<int64_t>& shape = *base_.shape(cat(module, kWeight));
+    return std::accumulate(shape.begin() + 1, shape.end(), int64_t{1}, std::multiplies<>());
+  }
+
+  // Rows [begin, begin + rows) of W + scaling B A: product, scaling and sum rounded one by one, as
+  // PEFT has them.
+  Tensor summed_rows(const std::string& module, int64_t begin, int64_t rows) {
+    const int64_t columns = columns_of(module);
+    const Tensor weight = at::empty({rows, columns}, at::kFloat);
+    base_.read_floats(cat(module, kWeight), begin * columns,
+                      {weight.data_ptr<float>(), static_cast<size_t>(weight.numel())});
     const double scaling = config_.scaling_of(module);
     if (pairs_.at(module).embedding)
-      return at::addmm(weight, a_.narrow(1, begin, rows).t(), b_.t(), 1, scaling);
-    return at::addmm(weight, b_.narrow(0, begin, rows), a_, 1, scaling);
+      return weight.add_(at::mm(b_, a_.narrow(1, begin, rows)).mul_(scaling).t());
+    return weight.add_(at::mm(b_.narrow(0, begin, rows), a_).mul_(scaling));
   }
 
   // Rows of the merged weight.
-  Tensor merged_rows(const std::string& module, const io::HfWeights::Location& base, int64_t begin,
-                     int64_t rows) {
+  Tensor merged_rows(const std::string& module, int64_t begin, int64_t rows) {
     load(module);
-    const Tensor sum = summed_rows(module, base, begin, rows);
+    const Tensor sum = summed_rows(module, begin, rows);
     if (!magnitude_.defined()) return sum;
-    if (pairs_.at(module).embedding) return sum * magnitude_;
+    if (pairs_.at(module).embedding) return sum.mul_(magnitude_);
     const Tensor norms = at::linalg_vector_norm(sum, 2, at::IntArrayRef{1});
-    return sum * (magnitude_.narrow(0, begin, rows) / norms).unsqueeze(1);
+    return sum.mul_((magnitude_.narrow(0, begin, rows) / norms).unsqueeze(1));
   }
 
-  void read(const std::string& name, int64_t at, std::span<std::byte> to) {
-    const io::HfWeights::Location base = *base_.find(name);
-    const DType dtype = *base.entry->dtype;
-    const auto item = static_cast<int64_t>(dtype_bytes(dtype));
-    const auto replaced = replaced_.find(name);
-    const std::string module =
-        name.ends_with(".weight") ? name.substr(0, name.size() - 7) : std::string();
-    if (replaced != replaced_.end()) {
-      const int64_t numel = static_cast<int64_t>(to.size()) / item;
-      write(as_floats(file_, *replaced->second, at, numel), 0, numel, dtype, to);
-    } else if (pairs_.count(module) == 0) {
-      base.file->read(*base.entry, at * item, to);
-    } else {
-      read_merged(module, base, at, to);
-    }
-  }
-
-  void read_merged(const std::string& module, const io::HfWeights::Location& base, int64_t at,
-                   std::span<std::byte> to) {
-    const DType dtype = *base.entry->dtype;
-    const auto item = static_cast<int64_t>(dtype_bytes(dtype));
-    const int64_t columns = base.entry->numel / base.entry->shape[0];
-    const int64_t end = at + static_cast<int64_t>(to.size()) / item;
+  // Elements [at, at + n) of the merged weight, some rows at a time: use(values, how many).
+  template <class Use>
+  void for_merged(const std::string& module, int64_t at, int64_t n, Use use) {
+    const int64_t columns = columns_of(module);
+    const int64_t end = at + n;
     const int64_t most_rows = std::max<int64_t>(1, kMostRowsNumel / columns);
     while (at < end) {
       const int64_t row = at / columns;
       const int64_t rows = std::min(most_rows, (end - 1) / columns - row + 1);
-      const int64_t numel = std::min(end, (row + rows) * columns) - at;
-      const Tensor values = merged_rows(module, base, row, rows).contiguous();
-      const auto bytes = static_cast<size_t>(numel * item);
-      write(values.view({-1}), at - row * columns, numel, dtype, to.first(bytes));
-      to = to.subspan(bytes);
-      at += numel;
+      const int64_t count = std::min(end, (row + rows) * columns) - at;
+      const Tensor values = merged_rows(module, row, rows);
+      use(values.data_ptr<float>() + (at - row * columns), static_cast<size_t>(count));
+      at += count;
     }
   }
 
-  static void write(const Tensor& values, int64_t at, int64_t numel, DType dtype,
-                    std::span<std::byte> to) {
-    convert_floats(values.data_ptr<float>() + at, DType::kF32, to.data(), dtype,
-                   static_cast<size_t>(numel));
+  // Elements from `at` of a tensor that the adapter changes, or that is dequantised, as `dtype`.
+  void read(const std::string& name, int64_t at, DType dtype, std::span<std::byte> to) {
+    const size_t item = dtype_bytes(dtype);
+    const auto numel = static_cast<int64_t>(to.size() / item);
+    const auto write = [&](const float* values, size_t count) {
+      convert_floats(values, DType::kF32, to.data(), dtype, count);
+      to = to.subspan(count * item);
+    };
+    const auto replaced = replaced_.find(name);
+    if (replaced != replaced_.end()) {
+      const Tensor values = as_floats(file_, *replaced->second, at, numel);
+      write(values.data_ptr<float>(), static_cast<size_t>(numel));
+    } else if (pairs_.count(module_of(name)) != 0) {
+      for_merged(module_of(name), at, numel, write);
+    } else {
+      std::vector<float> values(static_cast<size_t>(numel));
+      base_.read_floats(name, at, values);
+      write(values.data(), values.size());
+    }
   }
 
-  const io::HfWeights& base_;
+  // What is quantised again. PEFT rounds the product with DoRA's magnitudes, but no other sum, to
+  // the type that the weight was quantised from.
+  void read_requantized(const QuantizedWeight& weight, int64_t at, std::span<float> out) {
+    const std::string module = module_of(weight.name);
+    for_merged(module, at, static_cast<int64_t>(out.size()), [&](const float* values, size_t n) {
+      std::copy_n(values, n, out.begin());
+      if (magnitude_.defined() && weight.dtype != DType::kF32) {
+        std::vector<std::byte> rounded(n * dtype_bytes(weight.dtype));
+        convert_floats(values, DType::kF32, rounded.data(), weight.dtype, n);
+        convert_floats(rounded.data(), weight.dtype, out.data(), DType::kF32, n);
+      }
+      out = out.subspan(n);
+    });
+  }
+
+  Base base_;
   std::string directory_;
   LoraConfig config_;
   io::SafetensorsFile file_;
@@ -226,12 +363,9 @@ class Merger {
 
 }  // namespace
 
-checkpoint::StateDict merged_state(const io::HfWeights& base,
-                                   const std::string& adapter_directory) {
-  const auto merger = std::make_shared<Merger>(base, adapter_directory);
-  checkpoint::StateDict state;
-  for (const std::string& name : base.names()) state.tensors.push_back(merger->part(merger, name));
-  return state;
+StateDict merged_state(const std::string& base_directory, const std::string& adapter_directory,
+                       MergedForm form) {
+  return std::make_shared<Merger>(base_directory, adapter_directory)->state(form);
 }
 
 }  // namespace fsdp::lora

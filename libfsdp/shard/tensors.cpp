@@ -83,9 +83,17 @@ std::vector<LocalShard> local_shards(ShardedCore& core) {
 }
 
 at::Tensor full_parameter(ShardedCore& core, const std::string& name) {
-  return collect_pieces(core, find_place(core, name), "full parameter",
+  const Place place = find_place(core, name);
+  engine::Storage& storage = core.executor().storage();
+  const plan::Layout& layout = core.executor().layout();
+  const bool is_bytes = layout.buckets[static_cast<size_t>(place.bucket)].dtype == DType::kU8;
+  return collect_pieces(core, place, "full parameter",
                         [&](const plan::ShardSlice& slice, std::span<float> piece) {
-                          core.executor().storage().load(slice.bucket, slice.shard_at, piece);
+                          if (!is_bytes) return storage.load(slice.bucket, slice.shard_at, piece);
+                          std::vector<uint8_t> bytes(piece.size());
+                          storage.home().read(storage.shard(slice.bucket) + slice.shard_at,
+                                              bytes.data(), bytes.size());
+                          std::copy(bytes.begin(), bytes.end(), piece.begin());
                         });
 }
 

@@ -51,16 +51,6 @@ struct Source {
   std::function<void(const fs::path& to)> write_companions = {};
 };
 
-int64_t file_bytes(const checkpoint::StateDict& state, std::optional<DType> dtype) {
-  int64_t bytes = 0;
-  for (const checkpoint::TensorPart& part : state.tensors) {
-    const bool is_floating = part.dtype <= DType::kBF16;
-    bytes +=
-        part.numel * static_cast<int64_t>(dtype_bytes(dtype && is_floating ? *dtype : part.dtype));
-  }
-  return bytes;
-}
-
 /// Files beside the weights that belong to a model, in a folder.
 void copy_companions(const fs::path& from, const fs::path& to) {
   constexpr std::array<std::string_view, 13> kNames = {
@@ -166,6 +156,12 @@ Source open_folder(const fs::path& folder) {
     return {.state = std::move(model.state), .config = std::move(model.config)};
   }
   if (fs::exists(folder / "config.json")) source.config = io::HfModelConfig::read(folder.string());
+  if (source.config && source.config->quantization) {
+    throw ModelError(cat("[convert] ", folder.string(), ": its weights are in ",
+                         io::quant_kind_name(source.config->quantization->kind),
+                         ", which is not converted. Hint: finetune train, eval, generate and merge "
+                         "read such a folder as it is."));
+  }
   const auto has = [&](const char* name) { return fs::exists(folder / name); };
   if (has(".metadata")) {
     describe(source, checkpoint::find_in_dcp(folder.string()), folder);
@@ -214,7 +210,7 @@ Source open_source(const fs::path& from) {
 }
 
 void write(const ConvertOptions& options, const Source& source, std::optional<DType> dtype) {
-  prepare_output_dir(options.to, false, file_bytes(source.state, dtype));
+  prepare_output_dir(options.to, false, checkpoint::file_bytes(source.state, dtype));
   checkpoint::StagedDirectory staged(options.to.string());
   const int64_t bytes = checkpoint::write_converted(
       source.state,

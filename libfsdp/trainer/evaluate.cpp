@@ -58,6 +58,7 @@ struct EvalInputs {
 
 EvalInputs open_inputs(const EvalOptions& options) {
   auto files = open_model(options.model_name_or_path);
+  check_base(files, inference_parts(options.adapter_name_or_path, options.quantization), false);
   files.config.check_context(options.sequence.max_seq_length);
   auto data = SequenceData::open(options.validation_file, files.tokenizer,
                                  {.sequence = options.sequence,
@@ -100,7 +101,7 @@ void run_eval(const EvalOptions& options, comm::Communicator& comm) {
   const auto inputs = open_inputs(options);
   console.line(cat("data: ", inputs.data.summary()));
   auto model = load_sharded(inputs.files, comm, shard_options(options.ranks), Purpose::kInference,
-                            options.adapter_name_or_path);
+                            inference_parts(options.adapter_name_or_path, options.quantization));
   const auto record = evaluate(model, inputs.data).value();
   console.line(eval_line(record, false));
   console.line(cat("eval_loss ", python_repr(record.eval_loss), "  perplexity ",

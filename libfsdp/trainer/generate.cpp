@@ -221,6 +221,7 @@ struct Inputs {
 
 Inputs open_inputs(const GenerateOptions& options) {
   auto files = open_model(options.model_name_or_path);
+  check_base(files, inference_parts(options.adapter_name_or_path, options.quantization), false);
   const Prompter prompter(files, options);
   auto requests = read_requests(options, prompter);
   const int64_t prefix = prefix_tokens(options.adapter_name_or_path);
@@ -245,7 +246,7 @@ void check_generate(const GenerateOptions& options) { open_inputs(options); }
 void run_generate(const GenerateOptions& options, comm::Communicator& comm) {
   const auto inputs = open_inputs(options);
   auto model = load_sharded(inputs.files, comm, shard_options(options.ranks), Purpose::kInference,
-                            options.adapter_name_or_path);
+                            inference_parts(options.adapter_name_or_path, options.quantization));
   Generator generator(inputs.files, options, model);
   const bool visible = comm.rank() == 0;
   for (size_t i = 0; i < inputs.requests.size(); ++i) {

@@ -12,11 +12,39 @@ namespace {
 
 namespace fs = std::filesystem;
 
+/// The quantised weights of the files, which must be what config.json says.
+checkpoint::QuantizedWeights find_quantized(const io::HfModelConfig& config,
+                                            const io::HfWeights& weights) {
+  checkpoint::StoredReader reader(checkpoint::StoredTensors::of(weights));
+  auto found = checkpoint::find_quantized_weights(reader);
+  const auto fail = [&](const std::string& text) {
+    throw ModelError(cat("[model] ", weights.directory(), ": ", text));
+  };
+  if (config.quantization && found.empty())
+    fail(cat("config.json says that the weights are ",
+             io::quant_kind_name(config.quantization->kind),
+             ", but the files hold none that is. Hint: remove quantization_config to read them as "
+             "they are, and give --load_in_4bit or --load_in_8bit."));
+  for (const auto& [name, weight] : found) {
+    if (config.quantization && config.quantization->kind == weight.kind) continue;
+    fail(cat("tensor '", name, "' is ", io::quant_kind_name(weight.kind), ", and config.json ",
+             config.quantization ? cat("says ", io::quant_kind_name(config.quantization->kind))
+                                 : "has no quantization_config",
+             "."));
+  }
+  return found;
+}
+
 /// Compares the files' tensors with what config.json asks for; returns their elements.
-int64_t check_tensors(const io::HfModelConfig& config, const io::HfWeights& weights) {
+int64_t check_tensors(const ModelFiles& model, const io::HfWeights& weights) {
   int64_t elements = 0;
-  const auto expected = config.expected_tensors();
+  const auto expected = model.config.expected_tensors();
   for (const auto& tensor : expected) {
+    const auto packed = model.quantized.find(tensor.name);
+    if (packed != model.quantized.end() && packed->second.shape == tensor.shape) {
+      elements = checked_add<ModelError>(elements, packed->second.numel, "elements of the model");
+      continue;
+    }
     const auto found = weights.find(tensor.name);
     if (!found) {
       throw ModelError(cat("[model] ", weights.directory(), ": tensor '", tensor.name,
@@ -24,7 +52,9 @@ int64_t check_tensors(const io::HfModelConfig& config, const io::HfWeights& weig
     }
     if (found->entry->shape != tensor.shape) {
       throw ModelError(cat("[model] ", found->file->path(), ": tensor '", tensor.name,
-                           "' has shape ", io::shape_text(found->entry->shape),
+                           "' has shape ",
+                           io::shape_text(packed != model.quantized.end() ? packed->second.shape
+                                                                          : found->entry->shape),
                            ", config.json asks for ", io::shape_text(tensor.shape), "."));
     }
     if (!found->entry->dtype) {
@@ -57,9 +87,14 @@ ModelFiles open_model(const fs::path& directory) {
                          " Hint: model_name_or_path is a folder on this machine."));
   }
   const auto weights = io::HfWeights::open(directory.string());
-  ModelFiles model{directory, io::HfModelConfig::read(directory.string()),
-                   text::Tokenizer::from_directory(directory), DType::kF32, 0};
-  model.parameters = check_tensors(model.config, weights);
+  ModelFiles model{directory,
+                   io::HfModelConfig::read(directory.string()),
+                   text::Tokenizer::from_directory(directory),
+                   DType::kF32,
+                   0,
+                   {}};
+  model.quantized = find_quantized(model.config, weights);
+  model.parameters = check_tensors(model, weights);
   model.dtype = *weights.find(model.config.expected_tensors().front().name)->entry->dtype;
   check_tokenizer(model);
   return model;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "libfsdp/base/dtype.h"
+#include "libfsdp/checkpoint/quantized_tensors.h"
 #include "libfsdp/io/hf_config.h"
 #include "libfsdp/io/hf_weights.h"
 #include "libfsdp/text/tokenizer.h"
@@ -17,13 +18,15 @@ struct ModelFiles {
   std::filesystem::path directory;
   io::HfModelConfig config;
   text::Tokenizer tokenizer;
-  DType dtype = DType::kF32;  ///< Of the stored weights (of their first tensor).
-  int64_t parameters = 0;     ///< Elements of all tensors.
+  DType dtype = DType::kF32;               ///< Of the stored weights (of their first tensor).
+  int64_t parameters = 0;                  ///< Elements of all tensors.
+  checkpoint::QuantizedWeights quantized;  ///< Those that the files hold in 4 or 8 bits.
 };
 
 /// Reads and checks everything but the weights' values.
 /// Throws: ModelError for a missing folder or file, a tensor that is missing, unknown or of another
-/// shape than config.json says, a damaged file, a tokenizer with ids that the model has no row for.
+/// shape or quantisation than config.json says, a damaged file, a tokenizer with ids that the model
+/// has no row for.
 ModelFiles open_model(const std::filesystem::path& directory);
 
 /// Copies generation_config.json, when the source has one; writes config.json with `dtype`, and the

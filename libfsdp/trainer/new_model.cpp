@@ -55,6 +55,11 @@ void run_new_model(const NewModelOptions& options) {
   const auto dtype = dtype_from_name(options.dtype);
   const auto config = io::HfModelConfig::from_json(io::Json::read(options.model_config.string()),
                                                    options.model_config.string());
+  if (config.quantization) {
+    throw ModelError(cat("[new-model] ", options.model_config.string(),
+                         ": random weights are not quantised. Hint: remove its "
+                         "quantization_config."));
+  }
   std::optional<text::Tokenizer> tokenizer;
   if (!options.tokenizer.empty()) tokenizer = text::Tokenizer::from_directory(options.tokenizer);
   if (tokenizer && tokenizer->id_limit() > config.vocab_size) {

@@ -96,6 +96,15 @@ void TrainOptions::check_checkpoints(const Origins& origins) const {
   }
 }
 
+void QuantizationOptions::check(const Origins& origins) const {
+  if (load_in_4bit && load_in_8bit)
+    refuse_pair(origins, "load_in_4bit", "load_in_8bit", "choose one");
+  for (const char* name : {"bnb_4bit_quant_type", "use_bnb_nested_quant"}) {
+    if (origins.given(name) && !load_in_4bit)
+      refuse_pair(origins, name, "load_in_4bit", "nothing is made 4 bits");
+  }
+}
+
 void PeftOptions::check(const Origins& origins) const {
   const auto needs_adapters = [&](const char* name) {
     if (origins.given(name) && !adapts())
@@ -124,15 +133,10 @@ void PeftOptions::check(const Origins& origins) const {
     if (origins.given(name) && !adapter_name_or_path.empty())
       refuse_pair(origins, name, "adapter_name_or_path", "the adapter's folder says that");
   }
-  if (load_in_4bit && load_in_8bit)
-    refuse_pair(origins, "load_in_4bit", "load_in_8bit", "choose one");
-  if (quantizes() && !adapts()) {
-    refuse_pair(origins, load_in_4bit ? "load_in_4bit" : "load_in_8bit", "use_peft",
+  quantization.check(origins);
+  if (quantization.quantizes() && !adapts()) {
+    refuse_pair(origins, quantization.load_in_4bit ? "load_in_4bit" : "load_in_8bit", "use_peft",
                 "quantised weights cannot be trained, only adapters beside them");
-  }
-  for (const char* name : {"bnb_4bit_quant_type", "use_bnb_nested_quant"}) {
-    if (origins.given(name) && !load_in_4bit)
-      refuse_pair(origins, name, "load_in_4bit", "nothing is kept in 4 bits");
   }
 }
 
@@ -194,6 +198,7 @@ void TrainOptions::check(const Origins& origins) const {
 
 void EvalOptions::check(const Origins& origins) const {
   ranks.check(origins);
+  quantization.check(origins);
   require(model_name_or_path, "model_name_or_path");
   require(validation_file, "validation_file");
   if (!output_dir.empty() && std::filesystem::exists(output_dir) &&
@@ -205,6 +210,7 @@ void EvalOptions::check(const Origins& origins) const {
 
 void GenerateOptions::check(const Origins& origins) const {
   ranks.check(origins);
+  quantization.check(origins);
   require(model_name_or_path, "model_name_or_path");
   if (!origins.given("prompt") && prompt_file.empty()) {
     throw ConfigError("[options] --prompt (or --prompt_file) is required and was not given.");

@@ -93,6 +93,21 @@ struct CheckpointOptions {
   void fields(V& v);
 };
 
+/// Frozen weights in 4 or 8 bits, made when the model is loaded; train, eval and generate have it.
+/// Names are those of TRL's ModelConfig.
+struct QuantizationOptions {
+  bool load_in_4bit = false;
+  bool load_in_8bit = false;
+  std::string bnb_4bit_quant_type;  ///< Empty = nf4.
+  bool use_bnb_nested_quant = false;
+
+  bool quantizes() const { return load_in_4bit || load_in_8bit; }
+  void check(const Origins& origins) const;
+
+  template <class V>
+  void fields(V& v);
+};
+
 /// Adapters, and a base in 4 or 8 bits; train has it. Names and defaults are those of TRL's
 /// ModelConfig, and of llama-recipes for what TRL lacks.
 struct PeftOptions {
@@ -113,14 +128,10 @@ struct PeftOptions {
   bool prefix_projection = false;
   int64_t adapter_len = 10;
   int64_t adapter_layers = 30;
-  bool load_in_4bit = false;
-  bool load_in_8bit = false;
-  std::string bnb_4bit_quant_type = "nf4";
-  bool use_bnb_nested_quant = false;
+  QuantizationOptions quantization;
 
   /// Whether adapters are trained.
   bool adapts() const { return use_peft || !adapter_name_or_path.empty(); }
-  bool quantizes() const { return load_in_4bit || load_in_8bit; }
   void check(const Origins& origins) const;
 
   template <class V>
@@ -178,6 +189,7 @@ struct TrainOptions {
 struct EvalOptions {
   std::filesystem::path model_name_or_path;
   std::filesystem::path adapter_name_or_path;
+  QuantizationOptions quantization;
   std::filesystem::path validation_file;
   std::filesystem::path output_dir;
   SequenceOptions sequence;
@@ -193,6 +205,7 @@ struct EvalOptions {
 struct GenerateOptions {
   std::filesystem::path model_name_or_path;
   std::filesystem::path adapter_name_or_path;
+  QuantizationOptions quantization;
   std::string prompt;
   std::filesystem::path prompt_file;
   std::string system;
@@ -215,6 +228,7 @@ struct MergeOptions {
   std::filesystem::path model_name_or_path;
   std::filesystem::path adapter_name_or_path;
   std::filesystem::path output_dir;
+  std::string dequantize;
   std::string max_shard_size = "5GB";
 
   template <class V>

@@ -99,6 +99,18 @@ void CheckpointOptions::fields(V& v) {
 }
 
 template <class V>
+void QuantizationOptions::fields(V& v) {
+  v("load_in_4bit", load_in_4bit,
+    "Keep the frozen weights of linear layers in 4 bits (QLoRA). A folder whose weights are in 4 "
+    "or 8 bits is read as it is, without these options.");
+  v("load_in_8bit", load_in_8bit, "Keep them in 8 bits.");
+  v("bnb_4bit_quant_type", bnb_4bit_quant_type, "Kind of 4 bits; none = nf4.",
+    {.choices = {"nf4", "fp4"}});
+  v("use_bnb_nested_quant", use_bnb_nested_quant, "4 bits: keep their scales in 8 bits.",
+    {.aliases = {"bnb_4bit_use_double_quant"}});
+}
+
+template <class V>
 void PeftOptions::fields(V& v) {
   v.group("Adapters");
   v("use_peft", use_peft, "Train an adapter, see peft_method; the model is frozen.");
@@ -130,11 +142,7 @@ void PeftOptions::fields(V& v) {
   v("adapter_len", adapter_len, "llama_adapter: tokens of a layer.", {.min = 1, .max = 1 << 16});
   v("adapter_layers", adapter_layers, "llama_adapter: the last so many layers have them.",
     {.min = 1, .max = 1 << 16});
-  v("load_in_4bit", load_in_4bit, "Keep the frozen weights in 4 bits (QLoRA).");
-  v("load_in_8bit", load_in_8bit, "Keep the frozen weights in 8 bits.");
-  v("bnb_4bit_quant_type", bnb_4bit_quant_type, "Kind of 4 bits.", {.choices = {"nf4", "fp4"}});
-  v("use_bnb_nested_quant", use_bnb_nested_quant, "4 bits: keep their scales in 8 bits.",
-    {.aliases = {"bnb_4bit_use_double_quant"}});
+  quantization.fields(v);
 }
 
 template <class V>
@@ -232,6 +240,7 @@ void EvalOptions::fields(V& v) {
   v("model_name_or_path", model_name_or_path,
     "Folder of the model in Hugging Face format. Required.", {.aliases = {"model_name"}});
   v("adapter_name_or_path", adapter_name_or_path, "PEFT folder of an adapter of the model.");
+  quantization.fields(v);
   v("validation_file", validation_file, "Records to evaluate on, one JSON object a line. Required.",
     {.aliases = {"eval_file"}});
   v("output_dir", output_dir, "Folder for eval_results.json; none = print only.");
@@ -250,6 +259,7 @@ void GenerateOptions::fields(V& v) {
   v("model_name_or_path", model_name_or_path,
     "Folder of the model in Hugging Face format. Required.", {.aliases = {"model_name"}});
   v("adapter_name_or_path", adapter_name_or_path, "PEFT folder of an adapter of the model.");
+  quantization.fields(v);
   v("prompt", prompt, "What to answer or to continue.");
   v("prompt_file", prompt_file,
     "Many prompts: records as in a train_file, whose answers are left out.");
@@ -273,6 +283,10 @@ void MergeOptions::fields(V& v) {
     "Folder of the base model in Hugging Face format. Required.", {.aliases = {"model_name"}});
   v("adapter_name_or_path", adapter_name_or_path, "PEFT folder of its adapter. Required.");
   v("output_dir", output_dir, "Folder for the merged model. Required.");
+  v("dequantize", dequantize,
+    "Of a base in 4 or 8 bits: write all weights as this type; none = they stay as they are, and "
+    "those with an adapter are quantised again.",
+    {.choices = {"float32", "bfloat16", "float16"}});
   v("max_shard_size", max_shard_size, "Largest file of weights: a number and B, KB, MB, GB or TB.");
 }
 

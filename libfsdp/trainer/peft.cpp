@@ -147,34 +147,67 @@ int64_t prefix_tokens(const std::filesystem::path& adapter) {
   return lora::read_prefix_config(adapter.string()).num_virtual_tokens;
 }
 
+void check_base(const ModelFiles& files, const PeftOptions& options, bool trains) {
+  if (files.quantized.empty()) return;
+  const io::QuantizationConfig& stored = *files.config.quantization;
+  const QuantizationOptions& asked = options.quantization;
+  const bool is_int8 = stored.kind == io::QuantKind::kInt8;
+  const std::string what =
+      cat(files.directory.string(), ", whose weights are in ", io::quant_kind_name(stored.kind),
+          is_int8               ? ""
+          : stored.double_quant ? " with nested scales"
+                                : " with plain scales");
+  const auto refuse = [&](const char* option) {
+    throw ConfigError(cat("[quantization] --", option, " contradicts ", what,
+                          ". Hint: leave it out, the folder is read as it is; or start from the "
+                          "model's 16-bit files."));
+  };
+  if (asked.load_in_8bit && !is_int8) refuse("load_in_8bit");
+  if (asked.load_in_4bit && is_int8) refuse("load_in_4bit");
+  const std::string& type = asked.bnb_4bit_quant_type;
+  if (!type.empty() && type != io::quant_kind_name(stored.kind)) refuse("bnb_4bit_quant_type");
+  if (asked.use_bnb_nested_quant && !stored.double_quant) refuse("use_bnb_nested_quant");
+  if (!trains || options.adapts()) return;
+  throw ConfigError(cat("[quantization] ", what,
+                        ", cannot be trained: a step of the optimizer is "
+                        "smaller than the distance between two codes. Hint: --use_peft trains "
+                        "adapters beside them; to train all weights, start from 16-bit files."));
+}
+
 ModelParts add_parts(models::LlamaForCausalLMImpl& model, const PeftOptions& options,
-                     const std::string& base, bool trained) {
+                     const ModelFiles& files, bool trained) {
   ModelParts parts;
   if (trained) check_adapter(options);
-  if (options.adapts()) parts.adapters = with_config(options, base, Builder(model));
-  if (!options.quantizes()) return parts;
-  lora::QuantizationOptions quantization;
-  quantization.format = options.load_in_8bit
-                            ? lora::PackedFormat::kInt8
-                            : enum_of<lora::PackedFormat>(options.bnb_4bit_quant_type);
-  quantization.double_quant = options.use_bnb_nested_quant;
-  for (const std::string& saved : options.lora_modules_to_save)
-    quantization.skip_modules.push_back(saved);
-  parts.quantized.emplace(model, quantization);
+  if (options.adapts())
+    parts.adapters = with_config(options, files.directory.string(), Builder(model));
+  const QuantizationOptions& asked = options.quantization;
+  if (!files.quantized.empty()) {
+    parts.quantized.emplace(model, files.quantized);
+  } else if (asked.quantizes()) {
+    lora::QuantizationOptions made;
+    if (asked.load_in_8bit) {
+      made.format = lora::PackedFormat::kInt8;
+    } else if (!asked.bnb_4bit_quant_type.empty()) {
+      made.format = enum_of<lora::PackedFormat>(asked.bnb_4bit_quant_type);
+    }
+    made.double_quant = asked.use_bnb_nested_quant;
+    for (const std::string& saved : options.lora_modules_to_save)
+      made.skip_modules.push_back(saved);
+    parts.quantized.emplace(model, made);
+  }
+  if (parts.adapters && parts.quantized && parts.adapters->changes_base()) {
+    throw ConfigError(
+        "[quantization] an init that changes the weights (pissa, olora) with weights in 4 or 8 "
+        "bits: they cannot be changed");
+  }
   return parts;
 }
 
 void fill_adapters(ShardedCore& core, ModelParts& parts, const PeftOptions& options,
                    uint64_t seed) {
   if (!parts.adapters) return;
-  const bool changes_base = parts.adapters->changes_base();
   const bool from_folder = !options.adapter_name_or_path.empty();
-  if (changes_base && parts.quantized) {
-    throw ConfigError(
-        "an init that changes the weights (pissa, olora) with weights in 4 or 8 bits: they cannot "
-        "be changed");
-  }
-  if (changes_base || !from_folder) parts.adapters->initialize(core, seed);
+  if (parts.adapters->changes_base() || !from_folder) parts.adapters->initialize(core, seed);
   if (from_folder) lora::load_adapter(core, *parts.adapters, options.adapter_name_or_path.string());
 }
 

@@ -9,6 +9,7 @@
 #include "libfsdp/lora/quantized.h"
 #include "libfsdp/lora/tuner.h"
 #include "libfsdp/models/llama.h"
+#include "libfsdp/trainer/model_files.h"
 #include "libfsdp/trainer/options.h"
 
 namespace fsdp::trainer {
@@ -19,11 +20,15 @@ struct ModelParts {
   std::optional<lora::QuantizedWeights> quantized;
 };
 
+/// Whether the options can be had with this folder. Throws: ConfigError where they ask for another
+/// quantisation than its own, or to train what is quantised.
+void check_base(const ModelFiles& files, const PeftOptions& options, bool trains);
+
 /// Gives a model on meta the parts that the options, or the adapter's folder that they name, ask
-/// for. `base`: where the model is, for the adapter's files; `trained`: whether they will be.
-/// Throws: ConfigError (targets, sizes), ModelError (the adapter's files).
+/// for. `trained`: whether they will be. Throws: ConfigError (targets, sizes, as check_base()),
+/// ModelError (the adapter's files).
 ModelParts add_parts(models::LlamaForCausalLMImpl& model, const PeftOptions& options,
-                     const std::string& base, bool trained);
+                     const ModelFiles& files, bool trained);
 /// Tokens in front of every sequence that an adapter's folder has, if it is one of prefix tuning.
 /// Throws: ModelError.
 int64_t prefix_tokens(const std::filesystem::path& adapter);

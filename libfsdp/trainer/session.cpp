@@ -62,10 +62,16 @@ ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm, Shard
   comm.report_progress(-1, "load");
   const auto dtype = to_scalar_type(options.param_dtype.value_or(DType::kF32));
   auto model = models::make_causal_lm(files.config, at::TensorOptions(at::kMeta).dtype(dtype));
-  parts = add_parts(*model, peft, files.directory.string(), purpose == Purpose::kTraining);
-  if (purpose == Purpose::kInference) {
-    // Frozen parameters have no gradients, no masters and no optimizer state.
+  const bool trains = purpose == Purpose::kTraining;
+  // Frozen parameters have no gradients, no masters and no optimizer state, and may be quantised.
+  const auto freeze = [&] {
     for (at::Tensor& parameter : model->parameters()) parameter.requires_grad_(false);
+  };
+  check_base(files, peft, trains);
+  if (!trains) freeze();
+  parts = add_parts(*model, peft, files, trains);
+  if (!trains) {
+    freeze();  // The adapters.
     model->eval();
   }
   if (parts.adapters)
@@ -83,8 +89,8 @@ void load_files(ShardedLm& model, const ModelFiles& files, const ModelParts& par
   std::function<bool(const std::string&)> left_out = lora::Adapters::is_adapter;
   if (parts.quantized) {
     left_out = parts.quantized->left_out();
-    not_loaded.insert(not_loaded.end(), parts.quantized->names().begin(),
-                      parts.quantized->names().end());
+    not_loaded.insert(not_loaded.end(), parts.quantized->file_names().begin(),
+                      parts.quantized->file_names().end());
   }
   load_weights(model.core(), weights, not_loaded, left_out);
   if (parts.quantized) parts.quantized->load(model.core(), weights);
@@ -92,15 +98,20 @@ void load_files(ShardedLm& model, const ModelFiles& files, const ModelParts& par
 }
 
 ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
-                       const ShardOptions& options, Purpose purpose,
-                       const std::filesystem::path& adapter) {
+                       const ShardOptions& options, Purpose purpose, const PeftOptions& peft) {
   ModelParts parts;
-  PeftOptions peft;
-  peft.adapter_name_or_path = adapter;
   auto sharded = build_sharded(files, comm, options, purpose, peft, parts);
   load_files(sharded, files, parts);
   fill_adapters(sharded.core(), parts, peft, options.seed);
   return sharded;
+}
+
+PeftOptions inference_parts(const std::filesystem::path& adapter,
+                            const QuantizationOptions& quantization) {
+  PeftOptions peft;
+  peft.adapter_name_or_path = adapter;
+  peft.quantization = quantization;
+  return peft;
 }
 
 }  // namespace fsdp::trainer

@@ -19,16 +19,19 @@ enum class Purpose { kTraining, kInference };
 
 /// Builds the model on the meta device, gives it the parts that `peft` asks for, and shards it; its
 /// parameters are zero. Collective. `comm` must outlive the model. Throws: CommError,
-/// DoesNotFitError; as add_parts().
+/// DoesNotFitError; as check_base() and add_parts().
 ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm, ShardOptions options,
                         Purpose purpose, const PeftOptions& peft, ModelParts& parts);
 /// Fills each rank's part of the base from the files. Collective. Throws: ModelError.
 void load_files(ShardedLm& model, const ModelFiles& files, const ModelParts& parts = {});
 
-/// Both, and the adapter of a PEFT folder, if one is named.
+/// Both, and the adapters' values.
 ShardedLm load_sharded(const ModelFiles& files, comm::Communicator& comm,
-                       const ShardOptions& options, Purpose purpose,
-                       const std::filesystem::path& adapter = {});
+                       const ShardOptions& options, Purpose purpose, const PeftOptions& peft = {});
+
+/// What eval and generate load: `adapter` may be empty.
+PeftOptions inference_parts(const std::filesystem::path& adapter,
+                            const QuantizationOptions& quantization);
 
 /// What RankOptions mean for sharding; optimizer and checkpointing stay at their defaults.
 ShardOptions shard_options(const RankOptions& options);

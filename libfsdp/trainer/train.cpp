@@ -67,6 +67,7 @@ struct Inputs {
 
 Inputs open_inputs(const TrainOptions& options) {
   auto files = open_model(options.model_name_or_path);
+  check_base(files, options.peft, true);
   files.config.check_context(options.sequence.max_seq_length);
   auto train = SequenceData::open(options.train_file, files.tokenizer,
                                   {.sequence = options.sequence,

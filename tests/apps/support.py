@@ -79,6 +79,20 @@ def read_safetensors(path):
     return json.loads(raw[8:8 + length]), raw[8 + length:]
 
 
+def write_safetensors(path, tensors):
+    """Name -> (type, shape, bytes)."""
+    header, at = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, _, data in tensors.values():
+            file.write(data)
+
+
 class ProgramTest(unittest.TestCase):
     """Runs the program in a folder of its own that goes away afterwards."""
 

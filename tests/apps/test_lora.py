@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from support import ProgramTest, read_safetensors
+from support import ProgramTest, read_safetensors, write_safetensors
 
 ALL = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 
@@ -104,34 +104,61 @@ class Lora(ProgramTest):
                                  (self.folder / "two" / "adapter_model.safetensors").read_bytes())
 
     def test_refusals_say_what_and_why(self):
-        self.train(out="good")
-
         def refusal(code, *extra, command=()):
             return self.fail_with(code, *command, *self.train_arguments(*extra, model=self.model, data=self.data, out="no"))
 
         self.assertIn("quantised weights cannot be trained", refusal(2, "--load_in_4bit"))
         self.assertIn("there are no adapters", refusal(2, "--lora_r", 4))
         self.assertIn("no module is targeted by qq_proj", refusal(2, "--use_peft", "--lora_target_modules", "qq_proj"))
-        damaged = self.folder / "damaged"
-        shutil.copytree(self.folder / "good", damaged)
-        config = json.loads((damaged / "adapter_config.json").read_text())
-        (damaged / "adapter_config.json").write_text(json.dumps({**config, "lora_bias": True}))
-        self.assertIn("'lora_bias' is true", refusal(4, "--adapter_name_or_path", damaged))
-        (damaged / "adapter_config.json").write_text(json.dumps({**config, "r": 3}))
-        self.assertIn("lora_A", refusal(4, "--adapter_name_or_path", damaged))
-        header, _ = read_safetensors(damaged / "adapter_model.safetensors")
-        raw = (damaged / "adapter_model.safetensors").read_bytes()
-        name = next(name for name in header if name.endswith("lora_B.weight"))
-        (damaged / "adapter_config.json").write_text(json.dumps(config))
-        (damaged / "adapter_model.safetensors").write_bytes(raw.replace(name.encode(), name.replace("lora_B", "lora_C").encode()))
-        text = self.run_program(*self.train_arguments("--adapter_name_or_path", damaged, model=self.model, data=self.data,
-                                                      out="no")).stderr
-        self.assertIn("1 missing tensors: " + name, text)
-        self.assertIn("1 unexpected tensors: " + name.replace("lora_B", "lora_C"), text)
-        begin, end = header[name]["data_offsets"]
-        data = len(raw) - max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
-        (damaged / "adapter_model.safetensors").write_bytes(raw[:data + begin] + bytes(end - begin) + raw[data + end:])
-        self.assertIn("has never been updated", refusal(4, "--adapter_name_or_path", damaged))
+
+    def test_damaged_adapters_are_refused_wherever_they_are_read(self):
+        self.train(out="good")
+        good = self.folder / "good"
+        config = json.loads((good / "adapter_config.json").read_text())
+        header, data = read_safetensors(good / "adapter_model.safetensors")
+        tensors = {name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])])
+                   for name, entry in header.items() if name != "__metadata__"}
+        name = next(name for name in tensors if name.endswith("lora_B.weight"))
+        dtype, shape, values = tensors[name]
+        module = name.removeprefix("base_model.model.").removesuffix(".lora_B.weight")
+        misnamed = {key.replace("lora_B", "lora_C") if key == name else key: tensor for key, tensor in tensors.items()}
+        cases = {  # What is changed; what is said where it is trained on and evaluated, and where it is merged.
+            "missing": ({}, {key: tensor for key, tensor in tensors.items() if key != name},
+                        [f"1 missing tensors: {name}"], f"adapter of '{module}': B is missing"),
+            "missing module": ({}, {key: tensor for key, tensor in tensors.items() if module not in key},
+                               ["2 missing tensors: "], f"adapter of '{module}': A and B are missing"),
+            "empty": ({}, {**tensors, name: (dtype, [shape[0], 0], b"")}, [name, str([shape[0], 0])], str([shape[0], 0])),
+            "misnamed": ({}, misnamed, [f"1 missing tensors: {name}", "1 unexpected tensors: " + name.replace("_B", "_C")],
+                         "lora_C.weight' of the adapter fits no tensor of"),
+            "never updated": ({}, {**tensors, name: (dtype, shape, bytes(len(values)))},
+                              [f"'{name}' is all zero: the adapter has never been updated"], "has never been updated"),
+            "other rank": ({"r": 3}, tensors, ["lora_A"], "expected rank 3"),
+            "unsupported field": ({"lora_bias": True}, tensors,
+                                  ["'lora_bias' is true: this changes what the adapter computes and is not supported"],
+                                  "'lora_bias' is true"),
+        }
+        for case, (changes, changed, texts, merged_text) in cases.items():
+            with self.subTest(case=case):
+                damaged = self.folder / case
+                damaged.mkdir()
+                (damaged / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+                write_safetensors(damaged / "adapter_model.safetensors", changed)
+                adapter = ["--model_name_or_path", self.model, "--adapter_name_or_path", damaged]
+                trained = self.run_program(*self.train_arguments("--adapter_name_or_path", damaged, model=self.model,
+                                                                 data=self.data, out="no"))
+                evaluated = self.run_program("eval", *adapter, "--validation_file", self.data)
+                for result in (trained, evaluated):
+                    self.assertEqual(result.returncode, 4, result.stderr)
+                    for text in texts:
+                        self.assertIn(text, result.stderr)
+                self.assertIn(merged_text, self.fail_with(4, "merge", *adapter, "--output_dir", self.folder / "no"))
+
+    def test_an_adapter_that_was_never_updated_is_not_saved(self):
+        arguments = self.train_arguments("--use_peft", model=self.model, data=self.data)
+        arguments[arguments.index("--learning_rate") + 1] = 0
+        line = self.run_program(*arguments).stderr
+        self.assertIn("is all zero: the adapter has never been updated", line)
+        self.assertFalse((self.folder / "out" / "adapter_model.safetensors").exists())
 
 
 if __name__ == "__main__":

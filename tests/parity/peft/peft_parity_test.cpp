@@ -112,7 +112,7 @@ Course train(const Case& one, const std::string& directory, bool save) {
     const auto weights = io::HfWeights::open(base);
     std::vector<std::string> aliases = {"lm_head.weight"};
     if (quantized)
-      aliases.insert(aliases.end(), quantized->names().begin(), quantized->names().end());
+      aliases.insert(aliases.end(), quantized->file_names().begin(), quantized->file_names().end());
     load_weights(sharded.core(), weights, aliases,
                  quantized ? quantized->left_out() : lora::Adapters::is_adapter);
     if (quantized) quantized->load(sharded.core(), weights);
@@ -171,8 +171,7 @@ void merge(const std::string& directory) {
   const fs::path base = fs::path(FSDP_RUNS_DIR) / "base", merged = fs::path(directory) / "merged";
   fs::remove_all(merged);
   fs::create_directories(merged);
-  const auto weights = io::HfWeights::open(base.string());
-  checkpoint::write_converted(lora::merged_state(weights, directory + "/ours"), {},
+  checkpoint::write_converted(lora::merged_state(base.string(), directory + "/ours"), {},
                               merged.string());
   fs::copy_file(base / "config.json", merged / "config.json");
 }

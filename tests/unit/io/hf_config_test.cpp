@@ -124,7 +124,8 @@ TEST(HfConfigTest, BoundsAndChecksEverySize) {
   EXPECT_ERROR(with("head_dim", 5), ModelError, "is odd");
   EXPECT_ERROR(with("rms_norm_eps", 0), ModelError, "expected a positive number");
   EXPECT_ERROR(with("torch_dtype", "int8"), ModelError, "'dtype': got 'int8'");
-  EXPECT_ERROR(with("quantization_config", Json::object()), ModelError, "quantised weights");
+  EXPECT_ERROR(with("quantization_config", Json::object()), ModelError,
+               "config.json: 'quantization_config': expected one of 'load_in_4bit'");
   EXPECT_ERROR(with("eos_token_id", "x"), ModelError, "'eos_token_id': expected an integer");
   EXPECT_ERROR(with("layer_types", Json::array({"linear_attention"})), ModelError, "not supported");
   EXPECT_ERROR(parse(Json::array()), ModelError, "expected an object");
