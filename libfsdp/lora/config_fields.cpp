@@ -66,8 +66,8 @@ PeftNotes read_peft_fields(const std::string& directory, PeftType type, const Re
   PeftNotes notes;
   if (const Json* base = document.find("base_model_name_or_path"); base && base->is_string())
     notes.base_model_name_or_path = base->as_string();
-  if (const Json* task = document.find("task_type"); task && task->is_string())
-    notes.task_type = task->as_string();
+  if (const Json* task = document.find("task_type"))
+    notes.task_type = task->is_string() ? task->as_string() : "";
   return notes;
 }
 

@@ -161,7 +161,7 @@ LayerRun train_layers(int ranks, const How& how) {
     auto sharded = fully_shard(net, borrow(own), adapters.shard_options(how.options));
     if (quantized) {
       const auto files = io::HfWeights::open(how.quantize_from);
-      load_weights(sharded.core(), files, quantized->names(), quantized->left_out());
+      load_weights(sharded.core(), files, quantized->file_names(), quantized->left_out());
       quantized->load(sharded.core(), files);
     } else {
       sharded.initialize(init::normal(3, 0.2));
