@@ -118,6 +118,7 @@ def start_peer(name, options, environment):
 
 def counts_of_peer(options, adapter):
     processes = start_peers(options, ["count", options.model, str(options.tokens), *adapter], {})
+    processes[0].stdout.readline()  # Its process ids.
     counts = json.loads(processes[0].stdout.readline())
     for process in processes:
         process.wait(timeout=60)
