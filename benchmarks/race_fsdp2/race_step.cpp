@@ -73,7 +73,7 @@ trainer::PeftOptions peft_options(const Race& race) {
   trainer::PeftOptions peft;
   if (race.method == "full") return peft;
   peft.adapter_name_or_path = race.adapter;
-  peft.load_in_4bit = race.method == "qlora";
+  peft.quantization.load_in_4bit = race.method == "qlora";
   return peft;
 }
 
@@ -179,8 +179,8 @@ int count(Race race) {
     count_step(race, cat(method, ", two slots").c_str(), peft, options);
     options.strategy = plan::Strategy::kShardGradOp;
     count_step(race, cat(method, ", a slot for each unit").c_str(), peft, options);
-    if (!peft.load_in_4bit) continue;
-    peft.use_bnb_nested_quant = true;
+    if (!peft.quantization.load_in_4bit) continue;
+    peft.quantization.use_bnb_nested_quant = true;
     count_step(race, cat(method, " nested, a slot for each unit").c_str(), peft, options);
   }
   return 0;
