@@ -140,9 +140,21 @@ void PeftOptions::check(const Origins& origins) const {
   }
 }
 
+void FreezeOptions::check(const Origins& origins, const PeftOptions& peft) const {
+  for (const char* name : {"freeze_layers", "freeze_modules", "unfreeze_modules"}) {
+    if (freezes() && origins.given(name) && peft.adapts()) {
+      refuse_pair(origins, name, "use_peft",
+                  "the model beside adapters is frozen; lora_modules_to_save are trained");
+    }
+  }
+  if (origins.given("num_freeze_layers") && !freeze_layers)
+    refuse_pair(origins, "num_freeze_layers", "freeze_layers", "no layers are frozen");
+}
+
 void TrainOptions::check(const Origins& origins) const {
   ranks.check(origins);
   peft.check(origins);
+  freezing.check(origins, peft);
   const auto kind = optim::optimizer_kind_from_name(optim);
   if (ranks.pure_bf16 && origins.given("optim") &&
       kind != optim::OptimizerKind::kAnyPrecisionAdamW) {

@@ -138,6 +138,22 @@ struct PeftOptions {
   void fields(V& v);
 };
 
+/// Parts of the model that are not trained; train has it.
+struct FreezeOptions {
+  bool freeze_layers = false;
+  int64_t num_freeze_layers = 1;
+  std::vector<std::string> freeze_modules;
+  std::vector<std::string> unfreeze_modules;
+
+  bool freezes() const {
+    return freeze_layers || !freeze_modules.empty() || !unfreeze_modules.empty();
+  }
+  void check(const Origins& origins, const PeftOptions& peft) const;
+
+  template <class V>
+  void fields(V& v);
+};
+
 struct TrainOptions {
   std::filesystem::path model_name_or_path;
   std::filesystem::path train_file;
@@ -175,6 +191,7 @@ struct TrainOptions {
   std::optional<int64_t> max_eval_samples;
   bool gradient_checkpointing = false;
   PeftOptions peft;
+  FreezeOptions freezing;
   CheckpointOptions checkpoints;
   RankOptions ranks;
 

@@ -146,6 +146,19 @@ void PeftOptions::fields(V& v) {
 }
 
 template <class V>
+void FreezeOptions::fields(V& v) {
+  v.group("Parts that are not trained");
+  v("freeze_layers", freeze_layers, "Do not train the first num_freeze_layers decoder layers.");
+  v("num_freeze_layers", num_freeze_layers, "How many layers freeze_layers means.",
+    {.min = 1, .max = 1 << 16});
+  v("freeze_modules", freeze_modules,
+    "Modules and parameters that are not trained, separated by commas: names, their ends "
+    "(layers.0, mlp.up_proj), or regular expressions for whole names.");
+  v("unfreeze_modules", unfreeze_modules,
+    "Those that are trained all the same; without freeze_layers and freeze_modules, these alone.");
+}
+
+template <class V>
 void TrainOptions::fields(V& v) {
   v.group("Model and data");
   v("model_name_or_path", model_name_or_path,
@@ -220,6 +233,7 @@ void TrainOptions::fields(V& v) {
     {.min = 1});
 
   peft.fields(v);
+  freezing.fields(v);
   checkpoints.fields(v);
   ranks.fields(v);
 

@@ -1,5 +1,6 @@
 #include "libfsdp/trainer/peft.h"
 
+#include <algorithm>
 #include <iomanip>
 #include <sstream>
 
@@ -7,6 +8,7 @@
 #include "libfsdp/lora/adapters.h"
 #include "libfsdp/lora/peft_files.h"
 #include "libfsdp/lora/prompts.h"
+#include "libfsdp/lora/trainable.h"
 
 namespace fsdp::trainer {
 namespace {
@@ -201,6 +203,19 @@ ModelParts add_parts(models::LlamaForCausalLMImpl& model, const PeftOptions& opt
         "bits: they cannot be changed");
   }
   return parts;
+}
+
+void freeze_parts(models::LlamaForCausalLMImpl& model, const FreezeOptions& options) {
+  if (!options.freezes()) return;
+  const bool these_alone = !options.freeze_layers && options.freeze_modules.empty();
+  if (these_alone) lora::freeze(model, {".*"});
+  if (options.freeze_layers) lora::freeze_layers(model, options.num_freeze_layers);
+  lora::freeze(model, options.freeze_modules);
+  lora::unfreeze(model, options.unfreeze_modules);
+  const auto parameters = model.parameters();
+  const bool any = std::any_of(parameters.begin(), parameters.end(),
+                               [](const at::Tensor& tensor) { return tensor.requires_grad(); });
+  if (!any) throw ConfigError("[options] all of the model is frozen: there is nothing to train");
 }
 
 void fill_adapters(ShardedCore& core, ModelParts& parts, const PeftOptions& options,

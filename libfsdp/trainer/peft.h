@@ -35,6 +35,9 @@ int64_t prefix_tokens(const std::filesystem::path& adapter);
 /// Throws for options that add_parts() would refuse whatever the model is.
 void check_adapter(const PeftOptions& options);
 
+/// Freezes what the options say. Throws: ConfigError (nothing is chosen, or nothing left to train).
+void freeze_parts(models::LlamaForCausalLMImpl& model, const FreezeOptions& options);
+
 /// First values of the adapters, or those of the folder that the options name; after the base has
 /// been loaded. Collective.
 void fill_adapters(ShardedCore& core, ModelParts& parts, const PeftOptions& options, uint64_t seed);

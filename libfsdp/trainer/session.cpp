@@ -58,7 +58,8 @@ ShardOptions shard_options(const TrainOptions& options) {
 }
 
 ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm, ShardOptions options,
-                        Purpose purpose, const PeftOptions& peft, ModelParts& parts) {
+                        Purpose purpose, const PeftOptions& peft, ModelParts& parts,
+                        const FreezeOptions& freezing) {
   comm.report_progress(-1, "load");
   const auto dtype = to_scalar_type(options.param_dtype.value_or(DType::kF32));
   auto model = models::make_causal_lm(files.config, at::TensorOptions(at::kMeta).dtype(dtype));
@@ -70,6 +71,7 @@ ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm, Shard
   check_base(files, peft, trains);
   if (!trains) freeze();
   parts = add_parts(*model, peft, files, trains);
+  freeze_parts(*model, freezing);
   if (!trains) {
     freeze();  // The adapters.
     model->eval();

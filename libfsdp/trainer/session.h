@@ -17,11 +17,12 @@ using ShardedLm = Sharded<models::LlamaForCausalLM>;
 /// What a model is loaded for: for inference it takes no memory for gradients and optimizer state.
 enum class Purpose { kTraining, kInference };
 
-/// Builds the model on the meta device, gives it the parts that `peft` asks for, and shards it; its
-/// parameters are zero. Collective. `comm` must outlive the model. Throws: CommError,
-/// DoesNotFitError; as check_base() and add_parts().
+/// Builds the model on the meta device, gives it the parts that `peft` asks for, freezes what
+/// `freezing` says, and shards it; its parameters are zero. Collective. `comm` must outlive the
+/// model. Throws: CommError, DoesNotFitError; as check_base(), add_parts() and freeze_parts().
 ShardedLm build_sharded(const ModelFiles& files, comm::Communicator& comm, ShardOptions options,
-                        Purpose purpose, const PeftOptions& peft, ModelParts& parts);
+                        Purpose purpose, const PeftOptions& peft, ModelParts& parts,
+                        const FreezeOptions& freezing = {});
 /// Fills each rank's part of the base from the files. Collective. Throws: ModelError.
 void load_files(ShardedLm& model, const ModelFiles& files, const ModelParts& parts = {});
 

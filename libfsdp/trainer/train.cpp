@@ -145,7 +145,7 @@ class TrainRun {
 
   void begin() {
     model_.emplace(build_sharded(inputs_.files, comm_, shard_options(options_), Purpose::kTraining,
-                                 options_.peft, parts_));
+                                 options_.peft, parts_, options_.freezing));
     checkpoints_ = std::make_unique<Checkpointer>(*model_, checkpointer_options());
     identity_ = {
         .options = io::Json::parse(resolved_options_, "options"),
@@ -237,7 +237,8 @@ class TrainRun {
       console_.line(cat("offload of ", options_.ranks.offload,
                         ": the ranks compute on the CPU, where they are anyway"));
     }
-    if (parts_.adapters) console_.line(trainable_line(model_->core(), parts_));
+    if (parts_.adapters || options_.freezing.freezes())
+      console_.line(trainable_line(model_->core(), parts_));
     if (parts_.quantized) {
       console_.line(cat("quantised: ", parts_.quantized->numel(), " weights in ",
                         parts_.quantized->bytes(), " bytes"));
