@@ -20,7 +20,8 @@ int run(const Invocation& call) {
 
 }  // namespace
 
-const Command kTrainCommand = {"train", "Fine-tunes a model, parts of it or adapters on a file of records.",
+const Command kTrainCommand = {"train",
+                               "Fine-tunes a model, parts of it or adapters on a file of records.",
                                default_fields<TrainOptions>, run};
 
 }  // namespace fsdp::app
