@@ -11,7 +11,6 @@ ctest --test-dir build/release --parallel "$(nproc)" --output-on-failure --outpu
   --schedule-random "$@" >build/release/test-output.log 2>&1 || status=$?
 grep -E '\*\*\*(Failed|Timeout|Exception|Not Run)|^The following tests (FAILED|did not run)|^\s+[0-9]+ - ' \
   build/release/test-output.log || true
-[ "$status" = 0 ] || tail -n 200 build/release/test-output.log
 python3 - "$results" "$status" <<'PY'
 import sys
 import xml.etree.ElementTree as tree
@@ -19,6 +18,9 @@ import xml.etree.ElementTree as tree
 suite = tree.parse(sys.argv[1]).getroot()
 total, failed, skipped = (int(suite.get(key, 0)) for key in ("tests", "failures", "skipped"))
 skipped += int(suite.get("disabled", 0))
+for case in suite.iter("testcase"):
+    if case.get("status") == "fail":
+        print(f"---- {case.get('name')}:", *(case.findtext("system-out") or "").splitlines()[-100:], sep="\n")
 slowest = sorted(suite.iter("testcase"), key=lambda case: -float(case.get("time", 0)))[:5]
 print("slowest: " + ", ".join(f"{case.get('name')} {float(case.get('time')):.0f} s" for case in slowest))
 print(f"{total - failed - skipped} passed, {failed} failed, {skipped} skipped")

@@ -210,12 +210,14 @@ class Bench:
             problems.append("late")
         wanted_code, wanted_text = EXPECTED[trial.kind]
         # A rank that hears SIGTERM or SIGINT has all of them stop after the step, with a checkpoint, or end if that was
-        # the last.
-        stopped = trial.kind in ("term", "int") and code in (0, 75)
+        # the last. Before the first step there is nothing to save.
+        stopped = trial.kind in ("term", "int") and code in (0, 75, 130)
         if stopped:
             wanted_code, wanted_text = code, None
             if code == 75 and not list(out.glob("checkpoint-*/manifest.json")):
                 problems.append("no checkpoint")
+            if code == 130 and (last != "finetune: interrupted, nothing saved" or steps_of(out)):
+                problems.append("steps thrown away")
         if trial.place == "rendezvous" and not stopped:
             wanted_code, wanted_text = BEFORE_MAIN.get(trial.kind, (wanted_code, wanted_text))
         if trial.kind == "throw-data" and trial.place == "rendezvous":
@@ -276,6 +278,11 @@ def processes(mark):
 
 def digest(folder):
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def steps_of(folder):
+    metrics = folder / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
 
 def phase_of(last):
