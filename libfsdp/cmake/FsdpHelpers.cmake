@@ -11,8 +11,10 @@ endif()
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
 find_program(FSDP_CCACHE ccache)
 if(FSDP_CCACHE)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${FSDP_CCACHE})
-  set(CMAKE_CUDA_COMPILER_LAUNCHER ${FSDP_CCACHE})
+  # Clones in different folders share what one of them compiled.
+  set(_launcher ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${FSDP_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${_launcher})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${_launcher})
 endif()
 
 add_library(fsdp_build_flags INTERFACE)
