@@ -33,6 +33,7 @@ struct Pair {
   const TensorEntry* a = nullptr;
   const TensorEntry* b = nullptr;
   const TensorEntry* magnitude = nullptr;
+  const TensorEntry* base = nullptr;  // The weight, where the adapter's file holds it too.
   bool embedding = false;
 };
 
@@ -135,7 +136,8 @@ class Merger : public std::enable_shared_from_this<Merger> {
     };
     if (take(".lora_A.weight", &Pair::a, false) || take(".lora_B.weight", &Pair::b, false) ||
         take(".lora_embedding_A", &Pair::a, true) || take(".lora_embedding_B", &Pair::b, true) ||
-        take(".lora_magnitude_vector", &Pair::magnitude, false))
+        take(".lora_magnitude_vector", &Pair::magnitude, false) ||
+        take(".base_layer.weight", &Pair::base, false))
       return;
     const std::vector<int64_t>* shape = base_.shape(name);
     if (!shape) throw misnamed();
@@ -154,6 +156,10 @@ class Merger : public std::enable_shared_from_this<Merger> {
     if (config_.use_dora && !pair.magnitude) refuse("its magnitude vector is missing");
     const std::vector<int64_t>& weight = *base_.shape(cat(module, kWeight));
     if (weight.size() < 2) refuse(cat("its weight is ", io::shape_text(weight), ", not a matrix"));
+    if (pair.base && pair.base->shape != weight) {
+      refuse(cat("it has a weight of its own, ", io::shape_text(pair.base->shape), ", for one of ",
+                 io::shape_text(weight)));
+    }
     const int64_t rank = config_.rank_of(module);
     std::vector<int64_t> a = weight, b(weight.size(), 1);
     a[0] = rank;
@@ -280,12 +286,17 @@ class Merger : public std::enable_shared_from_this<Merger> {
   // PEFT has them.
   Tensor summed_rows(const std::string& module, int64_t begin, int64_t rows) {
     const int64_t columns = columns_of(module);
-    const Tensor weight = at::empty({rows, columns}, at::kFloat);
-    base_.read_floats(cat(module, kWeight), begin * columns,
-                      {weight.data_ptr<float>(), static_cast<size_t>(weight.numel())});
+    const Pair& pair = pairs_.at(module);
+    Tensor weight;
+    if (pair.base) {
+      weight = as_floats(file_, *pair.base, begin * columns, rows * columns).view({rows, columns});
+    } else {
+      weight = at::empty({rows, columns}, at::kFloat);
+      base_.read_floats(cat(module, kWeight), begin * columns,
+                        {weight.data_ptr<float>(), static_cast<size_t>(weight.numel())});
+    }
     const double scaling = config_.scaling_of(module);
-    if (pairs_.at(module).embedding)
-      return weight.add_(at::mm(b_, a_.narrow(1, begin, rows)).mul_(scaling).t());
+    if (pair.embedding) return weight.add_(at::mm(b_, a_.narrow(1, begin, rows)).mul_(scaling).t());
     return weight.add_(at::mm(b_.narrow(0, begin, rows), a_).mul_(scaling));
   }
 

@@ -14,8 +14,8 @@ enum class MergedForm {
 };
 
 /// The tensors of the model in `base_directory` with the adapter of a PEFT directory added:
-/// W + scaling B A, DoRA's magnitudes, biases and modules that were trained with it; each in its
-/// type in the base.
+/// W + scaling B A (where the adapter's files hold W too, theirs), DoRA's magnitudes, biases and
+/// modules that were trained with it; each in its type in the base.
 ///
 /// Computed while it is read: memory is a few MB and one module's A and B, whatever the model's
 /// size; of a quantised base see QuantizedReader, too, and there a merge costs two passes over a

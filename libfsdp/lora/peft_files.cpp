@@ -73,12 +73,30 @@ void save_files(ShardedCore& core, const checkpoint::StateDict& state,
                          {{kConfigFile, config_text}});
 }
 
+// PEFT saves an embedding or a head that has an adapter whole, beside it: that is what the adapter
+// was trained on.
+checkpoint::StateDict with_base_layers(ShardedCore& core, checkpoint::StateDict state,
+                                       const checkpoint::StoredTensors& stored) {
+  for (checkpoint::TensorPart& tensor : model_state(core).tensors) {
+    const size_t dot = tensor.name.rfind('.');
+    if (dot == std::string::npos) continue;
+    const std::string name = peft_name(
+        cat(tensor.name.substr(0, dot), ".base_layer", tensor.name.substr(dot)), kDefaultName);
+    if (!stored.find(name)) continue;
+    tensor.name = name;
+    state.tensors.push_back(std::move(tensor));
+  }
+  return state;
+}
+
 void load_files(ShardedCore& core, const checkpoint::StateDict& state,
                 const std::string& directory) {
   const checkpoint::Verdict verdict(core.comm());
   checkpoint::Outcome loaded;
-  loaded.run(
-      [&] { checkpoint::load_state(state, checkpoint::StoredTensors::open(directory, kStem)); });
+  loaded.run([&] {
+    const auto stored = checkpoint::StoredTensors::open(directory, kStem);
+    checkpoint::load_state(with_base_layers(core, state, stored), stored);
+  });
   verdict.agree(loaded, "adapter is loaded");
   core.publish();
   check_updated(core, state, directory.c_str());

@@ -157,6 +157,11 @@ const Tensor& LlamaForCausalLMImpl::head_weight() const {
   return lm_head ? lm_head->weight : model->embed_tokens->weight;
 }
 
+// An adapter of the embedding is not the head's, even where the two share their weight.
+Tensor LlamaForCausalLMImpl::head(const Tensor& hidden) const {
+  return lm_head ? lm_head->forward(hidden) : at::linear(hidden, head_weight());
+}
+
 void LlamaForCausalLMImpl::check_input(const Tensor& input_ids, int64_t longest) const {
   if (input_ids.numel() == 0) throw DataError("model: a batch without tokens");
   config_.check_context(longest);
@@ -173,12 +178,9 @@ Tensor LlamaForCausalLMImpl::loss(const CausalLmBatch& batch) {
   int64_t longest = 0;
   for (const Span& span : batch.spans->spans) longest = std::max(longest, span.end - span.begin);
   check_input(batch.input_ids, longest + model->prefix_tokens());
-  if (lm_head && weight_adapter(lm_head->weight)) {
-    throw ConfigError(
-        "an adapter on lm_head: the loss never makes whole logits, so it cannot have one. Hint: "
-        "modules_to_save trains it whole.");
-  }
   const Tensor hidden = model->forward(batch.input_ids, batch.position_ids, batch.spans);
+  if (lm_head && weight_adapter(lm_head->weight))
+    return cross_entropy_sum(head(hidden.index_select(0, batch.loss_rows)), batch.loss_targets);
   return linear_cross_entropy(hidden, head_weight(), batch.loss_rows, batch.loss_targets);
 }
 
@@ -186,7 +188,7 @@ Tensor LlamaForCausalLMImpl::logits(const Tensor& input_ids) {
   check_input(input_ids, input_ids.size(1) + model->prefix_tokens());
   const CausalLmBatch batch = make_batch(input_ids, input_ids);
   const Tensor hidden = model->forward(batch.input_ids, batch.position_ids, batch.spans);
-  return at::linear(hidden, head_weight()).view({input_ids.size(0), input_ids.size(1), -1});
+  return head(hidden).view({input_ids.size(0), input_ids.size(1), -1});
 }
 
 Tensor LlamaForCausalLMImpl::forward_cached(const Tensor& input_ids,
@@ -201,7 +203,7 @@ Tensor LlamaForCausalLMImpl::forward_cached(const Tensor& input_ids,
   spans->cache = cache;
   const Tensor positions = at::arange(begin, begin + count, input_ids.options());
   const Tensor hidden = model->forward(input_ids, positions, spans);
-  return at::linear(hidden.narrow(0, count - 1, 1), head_weight()).squeeze(0).to(at::kFloat);
+  return head(hidden.narrow(0, count - 1, 1)).squeeze(0).to(at::kFloat);
 }
 
 }  // namespace fsdp::models

@@ -2,7 +2,9 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/core/Reduction.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/logsumexp.h>
@@ -275,6 +277,13 @@ Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Te
   if (gradient && rows.numel() > 0 && rows.numel() <= rows_per_block(weight.size(0)))
     return SmallCrossEntropy::apply(hidden, weight, rows, targets);
   return LinearCrossEntropy::apply(hidden, weight, rows, targets, at::GradMode::is_enabled());
+}
+
+Tensor cross_entropy_sum(const Tensor& logits, const Tensor& targets) {
+  check_targets(targets, logits.size(1));
+  const at::ScalarType wide = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const Tensor losses = at::cross_entropy_loss(logits.to(wide), targets, {}, at::Reduction::None);
+  return losses.sum(at::kDouble).to(wide);
 }
 
 }  // namespace fsdp::models

@@ -16,4 +16,9 @@ namespace fsdp::models {
 at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                                 const at::Tensor& rows, const at::Tensor& targets);
 
+/// Sum over i of -log softmax(logits[i])[targets[i]], for a head that is no plain matrix. Shapes:
+/// logits [M, V], targets int64 [M] -> as above. Memory: the logits twice more, and their gradient.
+/// Throws: DataError likewise.
+at::Tensor cross_entropy_sum(const at::Tensor& logits, const at::Tensor& targets);
+
 }  // namespace fsdp::models

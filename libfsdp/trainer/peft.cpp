@@ -119,6 +119,11 @@ class Builder {
   explicit Builder(models::LlamaForCausalLMImpl& model) : model_(model) {}
 
   std::shared_ptr<lora::Tuner> operator()(const lora::LoraConfig& config) const {
+    if (!model_.lm_head && config.targets("lm_head", /*is_linear=*/true, /*is_head=*/true)) {
+      throw ConfigError(
+          "[adapter] lm_head shares its weight with the embedding in this model: it cannot have an "
+          "adapter of its own. Hint: target embed_tokens.");
+    }
     return std::make_shared<lora::Adapters>(model_, config);
   }
   std::shared_ptr<lora::Tuner> operator()(const lora::PrefixConfig& config) const {

@@ -30,7 +30,8 @@ def main():
             sys.exit(f"{kind}: other tensors than PEFT's: {sorted(set(theirs) ^ set(written))}")
         ours = load_file(os.path.join(directory, "ours_logits.safetensors"))
         expected = ours["logits"]
-        base = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(runs, "base"), attn_implementation="eager")
+        base = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(runs, make_runs.base_of(kind)),
+                                                                 attn_implementation="eager")
         with torch.no_grad():
             model = peft.PeftModel.from_pretrained(base, os.path.join(directory, "ours")).eval()
             compare(f"{kind} in PEFT", model(input_ids=ids).logits, expected)

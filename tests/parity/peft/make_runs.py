@@ -22,13 +22,20 @@ MICRO_BATCHES = 4
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA_KINDS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True},
               "patterns": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6}, "alpha_pattern": {"down_proj": 3},
-                           "layers_to_transform": [0, 1, 3], "modules_to_save": None}}
+                           "layers_to_transform": [0, 1, 3], "modules_to_save": None},
+              "embedding": {"use_dora": True, "target_modules": ["embed_tokens", "v_proj"]},
+              "head": {"target_modules": ["q_proj", "lm_head"]}}
+BASES = {"base": (5, True), "untied": (5, False), "other": (6, False)}  # Seed; whether head and embedding are one weight.
 
 
 # B and the gates are random too: PEFT's own start, zero, says nothing about their part in the first loss.
 def lora(model, **options):
-    return peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False,
-                                                      task_type="CAUSAL_LM", **options))
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, task_type="CAUSAL_LM",
+                                                       **{"target_modules": TARGETS, **options}))
+    for name, parameter in model.named_parameters():
+        if "lora_embedding" in name:  # Normal numbers are far larger than those of the others.
+            parameter.data.mul_(0.1)
+    return model
 
 
 def prefix(model, **options):
@@ -49,25 +56,31 @@ KINDS = {**{kind: lambda model, options=options: lora(model, **options) for kind
          **PROMPT_KINDS}
 
 
+def base_of(kind):
+    return "untied" if kind in ("head", "embedding") else "base"
+
+
 def adapters_of(model):
-    return {name: value.clone() for name, value in peft.get_peft_model_state_dict(model).items()}
+    state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: value.clone() for name, value in state.items()}
 
 
 def main():
     torch.set_num_threads(1)
     out = sys.argv[1]
-    torch.manual_seed(5)
-    config = transformers.AutoConfig.for_model("llama", **common.llama_sizes(4))
-    base = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
-    base_dir = os.path.join(out, "base")
-    base.save_pretrained(base_dir)
+    for name, (seed, tied) in BASES.items():
+        torch.manual_seed(seed)
+        config = transformers.AutoConfig.for_model("llama", **{**common.llama_sizes(4), "tie_word_embeddings": tied})
+        base = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
+        base.save_pretrained(os.path.join(out, name))
     save_file(common.batches(MICRO_BATCHES), os.path.join(out, "batches.safetensors"))
     for kind, adapt in KINDS.items():
         directory = os.path.join(out, kind)
         ends = []
         for by_row in (False, True):
             torch.manual_seed(11)
-            model = transformers.AutoModelForCausalLM.from_pretrained(base_dir, attn_implementation="eager").float()
+            model = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(out, base_of(kind)),
+                                                                      attn_implementation="eager").float()
             model = adapt(model)
             model.train()
             if not by_row:
@@ -80,7 +93,7 @@ def main():
             ends.append((losses, norms, adapters_of(model)))
             if by_row:
                 continue
-            model.save_pretrained(os.path.join(directory, "end"))
+            model.save_pretrained(os.path.join(directory, "end"), save_embedding_layers=False)
             with torch.no_grad():
                 logits = model.eval()(input_ids=common.batch(0, 0)[0]).logits
         losses, norms, adapters = ends[0]

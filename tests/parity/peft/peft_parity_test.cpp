@@ -42,6 +42,7 @@ struct Case {
   bool checkpointing;
   std::optional<lora::QuantizationOptions> quantization = {};
   std::string base = "base";
+  std::string beside_adapter = {};  ///< The weight that start/ holds, too; only there is it read.
 };
 
 std::string name_of(const Case& one) {
@@ -111,10 +112,13 @@ Course train(const Case& one, const std::string& directory, bool save) {
                                adapters->shard_options(options));
     const auto weights = io::HfWeights::open(base);
     std::vector<std::string> aliases = {"lm_head.weight"};
+    if (!one.beside_adapter.empty()) aliases = {one.beside_adapter};
     if (quantized)
       aliases.insert(aliases.end(), quantized->file_names().begin(), quantized->file_names().end());
-    load_weights(sharded.core(), weights, aliases,
-                 quantized ? quantized->left_out() : lora::Adapters::is_adapter);
+    const auto left_out = [&](const std::string& name) {
+      return name == one.beside_adapter || lora::Adapters::is_adapter(name);
+    };
+    load_weights(sharded.core(), weights, aliases, quantized ? quantized->left_out() : left_out);
     if (quantized) quantized->load(sharded.core(), weights);
     load_start(sharded.core(), *adapters, directory + "/start");
     const auto batch_of = [&](int step, int m) {
@@ -167,8 +171,9 @@ Course train(const Case& one, const std::string& directory, bool save) {
   return result;
 }
 
-void merge(const std::string& directory) {
-  const fs::path base = fs::path(FSDP_RUNS_DIR) / "base", merged = fs::path(directory) / "merged";
+void merge(const std::string& base_name, const std::string& directory) {
+  const fs::path base = fs::path(FSDP_RUNS_DIR) / base_name,
+                 merged = fs::path(directory) / "merged";
   fs::remove_all(merged);
   fs::create_directories(merged);
   checkpoint::write_converted(lora::merged_state(base.string(), directory + "/ours"), {},
@@ -185,7 +190,7 @@ TEST_P(PeftParity, FollowsPeftForTwentySteps) {
   const bool save = one.ranks == 2 && one.strategy == plan::Strategy::kFullShard && !one.slots;
   const Course got = train(one, directory, save);
   const bool is_lora = lora::read_peft_type(directory + "/start") == lora::PeftType::kLora;
-  if (save && is_lora) merge(directory);
+  if (save && is_lora) merge(one.base, directory);
   const at::Tensor losses = read(file, "losses"), norms = read(file, "norms");
   ASSERT_EQ(got.losses.size(), size_t{kSteps});
   for (int step = 0; step < kSteps; ++step) {
@@ -206,6 +211,26 @@ TEST_P(PeftParity, FollowsPeftForTwentySteps) {
     EXPECT_LE((values - expected).norm().item<double>(), tolerance * expected.norm().item<double>())
         << entry.name;
   }
+}
+
+// PEFT saves a head that has an adapter whole, beside it: that is what the adapter is merged into.
+TEST(PeftFiles, AWeightBesideItsAdapterIsMergedInto) {
+  const std::string start = FSDP_RUNS_DIR "/head/start";
+  const auto file = io::SafetensorsFile::open(start + "/adapter_model.safetensors");
+  const std::string head = "base_model.model.lm_head.";
+  const double scaling = lora::read_adapter_config(start).scaling_of("lm_head");
+  const at::Tensor truth =
+      read(file, head + "base_layer.weight") +
+      scaling * at::mm(read(file, head + "lora_B.weight"), read(file, head + "lora_A.weight"));
+  for (const checkpoint::TensorPart& tensor :
+       lora::merged_state(FSDP_RUNS_DIR "/other", start).tensors) {
+    if (tensor.name != "lm_head.weight") continue;
+    at::Tensor got = at::empty(tensor.shape);
+    tensor.read(0, {static_cast<std::byte*>(got.data_ptr()), static_cast<size_t>(got.nbytes())});
+    EXPECT_TRUE(at::allclose(got, truth, 1e-6, 1e-7));
+    return;
+  }
+  FAIL() << "no head";
 }
 
 // The base with each linear layer's weight quantised and read back, as a model of its own.
@@ -304,6 +329,18 @@ std::vector<Case> all_cases() {
        {"lora", "rslora", "dora", "patterns", "prefix", "projection", "llama_adapter"}) {
     cases.push_back({kind, kFullShard, 2, false, false});
     cases.push_back({kind, kFullShard, 2, true, true});
+  }
+  for (const bool slots : {false, true}) {
+    for (const auto& [kind, weight] : {std::pair{"embedding", "model.embed_tokens.weight"},
+                                       std::pair{"head", "lm_head.weight"}}) {
+      cases.push_back({.kind = kind,
+                       .strategy = kFullShard,
+                       .ranks = 2,
+                       .slots = slots,
+                       .checkpointing = slots,
+                       .base = "untied",
+                       .beside_adapter = weight});
+    }
   }
   for (const bool checkpointing : {false, true}) {
     cases.push_back({"lora", kFullShard, 1, false, checkpointing});
