@@ -68,6 +68,19 @@ class LayerAdapter : public LinearBase {
     return y.defined() ? y : frozen_linear(x, weight, bias);
   }
 
+  std::optional<LowRank> plain_adapter() const override {
+    std::optional<LowRank> plain = LowRank{};
+    for_each_active([&](const AdapterParameters& one) {
+      const bool drops = one.dropout > 0 && owner_->is_training();
+      if (!plain || plain->a.defined() || one.magnitude.defined() || drops) {
+        plain.reset();
+      } else {
+        plain = one.low_rank;
+      }
+    });
+    return plain;
+  }
+
   Tensor embedding(const Tensor& weight, const Tensor& ids, int64_t padding_idx,
                    bool scale_grad_by_freq) override {
     Tensor y = base_embedding(weight, ids);

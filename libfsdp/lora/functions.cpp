@@ -8,8 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "libfsdp/shard/gradient_sink.h"
-
 namespace fsdp::lora {
 namespace {
 
@@ -19,105 +17,76 @@ using torch::autograd::variable_list;
 
 Tensor rows_of(const Tensor& tensor) { return tensor.reshape({-1, tensor.size(-1)}); }
 
+std::vector<int64_t> with_width(at::IntArrayRef sizes, int64_t width) {
+  std::vector<int64_t> result = sizes.vec();
+  result.back() = width;
+  return result;
+}
+
 /// Carries what is no tensor from forward to backward.
-struct PackedHolder : torch::CustomClassHolder {
-  explicit PackedHolder(std::shared_ptr<const PackedWeight> value) : packed(std::move(value)) {}
-  std::shared_ptr<const PackedWeight> packed;
+struct GroupHolder : torch::CustomClassHolder {
+  explicit GroupHolder(std::shared_ptr<const LinearGroup> value) : group(std::move(value)) {}
+  std::shared_ptr<const LinearGroup> group;
 };
 
-void keep_packed(AutogradContext* context, const std::shared_ptr<const PackedWeight>& packed) {
-  if (packed)
-    context->saved_data["packed"] =
-        c10::IValue::make_capsule(c10::make_intrusive<PackedHolder>(packed));
-}
-
-Tensor matrix_of(AutogradContext* context, const Tensor& weight, at::ScalarType type) {
-  const auto found = context->saved_data.find("packed");
-  if (found == context->saved_data.end()) return weight;
-  const auto capsule = found->second.toCapsule();
-  return unpack(*c10::static_intrusive_pointer_cast<PackedHolder>(capsule)->packed, weight, type);
-}
-
-// Arguments: x, W, bias (or undefined), how W is packed.
-struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
-                        const std::optional<Tensor>& bias,
-                        const std::shared_ptr<const PackedWeight>& packed) {
-    context->save_for_backward({weight, bias.value_or(Tensor())});
-    keep_packed(context, packed);
-    return at::linear(x, FrozenWeight{weight, packed}.matrix(x.scalar_type()), bias);
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list gradients) {
-    const variable_list saved = context->get_saved_variables();
-    const Tensor &weight = saved[0], &bias = saved[1];
-    const Tensor d = rows_of(gradients[0]);
-    Tensor dx, d_bias;
-    if (context->needs_input_grad(0)) {
-      const Tensor matrix = matrix_of(context, weight, d.scalar_type());
-      std::vector<int64_t> shape = gradients[0].sizes().vec();
-      shape.back() = matrix.size(1);
-      dx = at::mm(d, matrix).view(shape);
-    }
-    if (bias.defined() && bias.requires_grad()) d_bias = linear_bias_gradient(bias, d);
-    return {dx, Tensor(), d_bias, Tensor()};
-  }
-};
-
-// Arguments: x, u (undefined = x), W, bias (or undefined), A, B, scaling, how W is packed.
-struct LoraLinear : torch::autograd::Function<LoraLinear> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const std::optional<Tensor>& u,
-                        const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& a,
-                        const Tensor& b, double scaling,
-                        const std::shared_ptr<const PackedWeight>& packed) {
+// Arguments: x, u (or undefined), the group, its parameters.
+struct LinearsFunction : torch::autograd::Function<LinearsFunction> {
+  static variable_list forward(AutogradContext* context, const Tensor& x,
+                               const std::optional<Tensor>& u,
+                               const std::shared_ptr<const LinearGroup>& group, at::TensorList) {
     const Tensor& dropped = u ? *u : x;
-    Tensor y = at::linear(x, FrozenWeight{weight, packed}.matrix(x.scalar_type()), bias);
-    const Tensor t = at::mm(rows_of(dropped), a.t());
-    Tensor rows = y.view({-1, y.size(-1)});
-    at::addmm_out(rows, rows, t, b.t(), 1, scaling);
-    context->save_for_backward({dropped, weight, bias.value_or(Tensor()), a, b, t});
-    context->saved_data["scaling"] = scaling;
+    const Tensor rows = rows_of(dropped);
+    LinearGroup::Outputs outputs = group->forward(u ? rows_of(x) : rows, rows);
+    variable_list saved = {group->reads_input() ? rows : Tensor()};
+    saved.insert(saved.end(), outputs.t.begin(), outputs.t.end());
+    context->save_for_backward(std::move(saved));
+    context->saved_data["sizes"] = x.sizes();
     context->saved_data["dropped"] = u.has_value();
-    keep_packed(context, packed);
-    return y;
+    keep_group(*context, group);
+    // Not a view: what a function returns as one may not be changed in place.
+    for (Tensor& y : outputs.y) y = at::_unsafe_view(y, with_width(x.sizes(), y.size(1)));
+    return std::move(outputs.y);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor &u = saved[0], &weight = saved[1], &bias = saved[2], &a = saved[3], &b = saved[4],
-                 &t = saved[5];
-    const double scaling = context->saved_data["scaling"].toDouble();
+    const std::vector<int64_t> sizes = context->saved_data["sizes"].toIntVector();
     const bool dropped = context->saved_data["dropped"].toBool();
-    const Tensor d = rows_of(gradients[0]);
-    const Tensor dt = at::mm(d, b).mul_(scaling);
-    Tensor dx, du, d_bias, da, db;
-    if (context->needs_input_grad(0)) {
-      Tensor rows = at::mm(d, matrix_of(context, weight, d.scalar_type()));
-      if (!dropped) at::addmm_out(rows, rows, dt, a);
-      dx = rows.view(u.sizes());
-    }
-    if (dropped && context->needs_input_grad(1)) du = at::mm(dt, a).view(u.sizes());
-    if (bias.defined() && bias.requires_grad()) d_bias = linear_bias_gradient(bias, d);
-    if (a.requires_grad()) da = linear_weight_gradient(a, dt, rows_of(u));
-    if (b.requires_grad()) db = linear_weight_gradient(b, d, t * scaling);
-    return {dx, du, Tensor(), d_bias, da, db, Tensor(), Tensor()};
+    for (Tensor& d : gradients) d = rows_of(d);
+    const LinearGroup::Gradients result =
+        kept_group(*context)->backward(gradients, saved[0], {saved.begin() + 1, saved.end()},
+                                       context->needs_input_grad(0), dropped);
+    variable_list results = {result.x.defined() ? result.x.view(sizes) : Tensor(),
+                             result.u.defined() ? result.u.view(sizes) : Tensor(), Tensor()};
+    results.insert(results.end(), result.parameters.begin(), result.parameters.end());
+    return results;
   }
 };
 
-std::optional<Tensor> some(const Tensor& tensor) {
-  return tensor.defined() ? std::optional<Tensor>(tensor) : std::nullopt;
+Tensor linear_of(const Tensor& x, const Tensor& u, PlainLinear layer) {
+  const auto group = std::make_shared<const LinearGroup>(std::vector{std::move(layer)});
+  return LinearsFunction::apply(x, u.defined() ? std::optional<Tensor>(u) : std::nullopt, group,
+                                at::TensorList(group->parameters()))[0];
 }
 
 }  // namespace
 
+void keep_group(AutogradContext& context, const std::shared_ptr<const LinearGroup>& group) {
+  context.saved_data["group"] = c10::IValue::make_capsule(c10::make_intrusive<GroupHolder>(group));
+}
+
+std::shared_ptr<const LinearGroup> kept_group(AutogradContext& context) {
+  const auto capsule = context.saved_data.at("group").toCapsule();
+  return c10::static_intrusive_pointer_cast<GroupHolder>(capsule)->group;
+}
+
 Tensor frozen_linear(const Tensor& x, const FrozenWeight& weight, const Tensor& bias) {
-  return FrozenLinear::apply(x, weight.tensor, some(bias), weight.packed);
+  return linear_of(x, {}, {weight, bias, {}});
 }
 
 Tensor lora_linear(const Tensor& x, const Tensor& u, const FrozenWeight& weight, const Tensor& bias,
                    const LowRank& adapter) {
-  return LoraLinear::apply(x, some(u), weight.tensor, some(bias), adapter.a, adapter.b,
-                           adapter.scaling, weight.packed);
+  return linear_of(x, u, {weight, bias, adapter});
 }
 
 Tensor adapted_weight(TargetKind kind, const Tensor& weight, const LowRank& adapter) {

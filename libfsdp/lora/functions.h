@@ -5,29 +5,19 @@
 
 #include <memory>
 
-#include "libfsdp/lora/packed_weight.h"
+#include "libfsdp/lora/linear_group.h"
 #include "libfsdp/lora/target.h"
+
+namespace torch::autograd {
+struct AutogradContext;
+}
 
 namespace fsdp::lora {
 
-/// A and B of one adapter of one weight.
-struct LowRank {
-  /// [r, in] of a Linear, [r, rows] of an Embedding, [r, in, kernel...] of a convolution.
-  at::Tensor a;
-  /// [out, r]; of an Embedding [features, r], of a convolution [out, r / groups, 1...].
-  at::Tensor b;
-  double scaling = 1;
-};
-
-/// A frozen matrix [out, in] as it is kept: itself, or packed bytes.
-struct FrozenWeight {
-  at::Tensor tensor;
-  std::shared_ptr<const PackedWeight> packed;  ///< Null = the tensor is the matrix.
-
-  at::Tensor matrix(at::ScalarType type) const {
-    return packed ? unpack(*packed, tensor, type) : tensor;
-  }
-};
+/// What a torch::autograd::Function with layers of a group keeps of them for backward.
+void keep_group(torch::autograd::AutogradContext& context,
+                const std::shared_ptr<const LinearGroup>& group);
+std::shared_ptr<const LinearGroup> kept_group(torch::autograd::AutogradContext& context);
 
 /// x W^T + bias. Keeps the weight as it lies, and nothing of x. Shapes: x [..., in] -> [..., out].
 at::Tensor frozen_linear(const at::Tensor& x, const FrozenWeight& weight, const at::Tensor& bias);

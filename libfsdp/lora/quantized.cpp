@@ -28,6 +28,7 @@ class PackedLinear : public LinearBase {
                     const at::Tensor& bias) override {
     return frozen_linear(x, {weight, packed}, bias);
   }
+  std::optional<LowRank> plain_adapter() const override { return LowRank{}; }
   at::Tensor embedding(const at::Tensor&, const at::Tensor&, int64_t, bool) override {
     throw InternalError("an embedding is not quantised");
   }

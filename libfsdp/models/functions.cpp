@@ -2,24 +2,21 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/linear.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
-#include <optional>
+#include <memory>
+#include <utility>
 
 #include "libfsdp/base/error.h"
+#include "libfsdp/lora/functions.h"
 #include "libfsdp/models/cpu_data.h"
 #include "libfsdp/models/cpu_loops.h"
 #include "libfsdp/shard/functions.h"
-#include "libfsdp/shard/gradient_sink.h"
-#include "libfsdp/shard/weight_adapter.h"
 
 namespace fsdp::models {
 namespace {
@@ -91,46 +88,36 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
   }
 };
 
-/// input [N, in]. Parameters: the norm's weight, then all linear layers' weights, then their biases
-/// or none.
+/// input [N, in]; the layers; the norm's weight, then their parameters.
 class NormLinears : public torch::autograd::Function<NormLinears> {
   static constexpr size_t kNormWeight = 3;  // its place among the arguments of forward
 
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& input, double eps,
-                               int64_t num_layers, at::TensorList parameters) {
+                               const std::shared_ptr<const lora::LinearGroup>& layers,
+                               at::TensorList parameters) {
     const Tensor x = input.contiguous();
-    const size_t n = static_cast<size_t>(num_layers);
-    const bool biased = parameters.size() > n + 1;
     const Tensor y = rms_norm_forward(x, parameters[0], eps).y;
-    variable_list results, saved{x};
-    for (size_t i = 1; i <= n; ++i) {
-      results.push_back(at::linear(
-          y, parameters[i], biased ? std::optional<Tensor>(parameters[i + n]) : std::nullopt));
-    }
-    saved.insert(saved.end(), parameters.begin(), parameters.end());
-    ctx->save_for_backward(saved);
+    lora::LinearGroup::Outputs outputs = layers->forward(y, y);
+    variable_list saved = {x, parameters[0]};
+    saved.insert(saved.end(), outputs.t.begin(), outputs.t.end());
+    ctx->save_for_backward(std::move(saved));
     ctx->saved_data["eps"] = eps;
-    return results;
+    lora::keep_group(*ctx, layers);
+    return std::move(outputs.y);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &norm_weight = saved[1];
     const Normed normed = rms_norm_forward(x, norm_weight, ctx->saved_data["eps"].toDouble());
-    const size_t n = grads.size();
-    variable_list results(kNormWeight + saved.size() - 1);
-    Tensor* const d_weights = &results[kNormWeight + 1];
-    for (size_t i = 0; i < n; ++i) {
-      if (const Tensor& weight = saved[2 + i]; weight.requires_grad())
-        d_weights[i] = linear_weight_gradient(weight, grads[i], normed.y);
-      if (const size_t bias = 2 + n + i; bias < saved.size() && saved[bias].requires_grad())
-        d_weights[n + i] = linear_bias_gradient(saved[bias], grads[i]);
-    }
-    if (!ctx->needs_input_grad(0) && !norm_weight.requires_grad()) return results;
-    Tensor dy = at::mm(grads[0], saved[2]);
-    for (size_t i = 1; i < n; ++i) at::addmm_out(dy, dy, grads[i], saved[2 + i]);
-    const RmsNormGradients d = rms_norm_gradients(x, norm_weight, normed.rstd, dy);
+    const bool with_input = ctx->needs_input_grad(0) || norm_weight.requires_grad();
+    const lora::LinearGroup::Gradients layers = lora::kept_group(*ctx)->backward(
+        grads, normed.y, {saved.begin() + 2, saved.end()}, with_input, false);
+    variable_list results(kNormWeight + 1);
+    results.insert(results.end(), layers.parameters.begin(), layers.parameters.end());
+    if (!with_input) return results;
+    const RmsNormGradients d = rms_norm_gradients(x, norm_weight, normed.rstd, layers.x);
     results[0] = d.x;
     results[kNormWeight] = d.weight;
     return results;
@@ -180,28 +167,45 @@ class SwigluFunction : public torch::autograd::Function<SwigluFunction> {
   }
 };
 
-/// gate, up [N, in].
+/// gate, up [N, in]; one layer, and its parameters.
 class SwigluLinear : public torch::autograd::Function<SwigluLinear> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& gate_in, const Tensor& up_in,
-                        const Tensor& weight, const std::optional<Tensor>& bias) {
+                        const std::shared_ptr<const lora::LinearGroup>& layer, at::TensorList) {
     const Tensor gate = gate_in.contiguous(), up = up_in.contiguous();
-    ctx->save_for_backward({gate, up, weight, bias.value_or(Tensor())});
-    return at::linear(swiglu_forward(gate, up), weight, bias);
+    const Tensor x = swiglu_forward(gate, up);
+    lora::LinearGroup::Outputs outputs = layer->forward(x, x);
+    ctx->save_for_backward({gate, up, outputs.t[0]});
+    lora::keep_group(*ctx, layer);
+    return outputs.y[0];
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor &gate = saved[0], &up = saved[1], &weight = saved[2], &bias = saved[3];
-    const Tensor& dy = grads[0];
-    Tensor d_weight, d_bias;
-    if (ctx->needs_input_grad(2))
-      d_weight = linear_weight_gradient(weight, dy, swiglu_forward(gate, up));
-    if (bias.defined() && bias.requires_grad()) d_bias = linear_bias_gradient(bias, dy);
-    SwigluGradients d = swiglu_gradients(gate, up, at::mm(dy, weight));
-    return {d.gate, d.up, d_weight, d_bias};
+    const Tensor &gate = saved[0], &up = saved[1];
+    const auto layer = lora::kept_group(*ctx);
+    const Tensor x = layer->reads_input() ? swiglu_forward(gate, up) : Tensor();
+    const lora::LinearGroup::Gradients linear = layer->backward(grads, x, {saved[2]}, true, false);
+    SwigluGradients d = swiglu_gradients(gate, up, linear.x);
+    variable_list results = {d.gate, d.up, Tensor()};
+    results.insert(results.end(), linear.parameters.begin(), linear.parameters.end());
+    return results;
   }
 };
+
+/// The layers as a group, if the CPU's fused loops take x and all of them are plain; else null.
+std::shared_ptr<const lora::LinearGroup> fusable(const Tensor& x,
+                                                 const std::vector<Tensor>& weights,
+                                                 const std::vector<Tensor>& biases) {
+  if (!on_fused_cpu(x) || x.dim() != 2) return nullptr;
+  std::vector<lora::PlainLinear> layers;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    auto plain = lora::plain_linear(weights[i], biases.empty() ? Tensor() : biases[i]);
+    if (!plain) return nullptr;
+    layers.push_back(std::move(*plain));
+  }
+  return std::make_shared<const lora::LinearGroup>(std::move(layers));
+}
 
 }  // namespace
 
@@ -216,27 +220,23 @@ std::vector<Tensor> norm_linears(const Tensor& x, const Tensor& norm_weight, dou
                                  const std::vector<Tensor>& weights,
                                  const std::vector<Tensor>& biases) {
   check(biases.empty() || biases.size() == weights.size(), "norm_linears: a bias for some layers");
-  const bool adapted = std::any_of(weights.begin(), weights.end(), weight_adapter);
-  if (!on_fused_cpu(x) || x.dim() != 2 || adapted) {
-    const Tensor y = rms_norm(x, norm_weight, eps);
-    std::vector<Tensor> results;
-    for (size_t i = 0; i < weights.size(); ++i)
-      results.push_back(fsdp::linear(y, weights[i], biases.empty() ? Tensor() : biases[i]));
-    return results;
+  if (const auto layers = fusable(x, weights, biases)) {
+    std::vector<Tensor> parameters = layers->parameters();
+    parameters.insert(parameters.begin(), norm_weight);
+    return NormLinears::apply(x, eps, layers, at::TensorList(parameters));
   }
-  std::vector<Tensor> parameters{norm_weight};
-  parameters.insert(parameters.end(), weights.begin(), weights.end());
-  parameters.insert(parameters.end(), biases.begin(), biases.end());
-  return NormLinears::apply(x, eps, static_cast<int64_t>(weights.size()),
-                            at::TensorList(parameters));
+  const Tensor y = rms_norm(x, norm_weight, eps);
+  std::vector<Tensor> results;
+  for (size_t i = 0; i < weights.size(); ++i)
+    results.push_back(fsdp::linear(y, weights[i], biases.empty() ? Tensor() : biases[i]));
+  return results;
 }
 
 Tensor swiglu_linear(const Tensor& gate, const Tensor& up, const Tensor& weight,
                      const Tensor& bias) {
-  if (!on_fused_cpu(gate) || gate.dim() != 2 || weight_adapter(weight))
-    return fsdp::linear(swiglu(gate, up), weight, bias);
-  return SwigluLinear::apply(gate, up, weight,
-                             bias.defined() ? std::optional<Tensor>(bias) : std::nullopt);
+  if (const auto layer = fusable(gate, {weight}, {bias}))
+    return SwigluLinear::apply(gate, up, layer, at::TensorList(layer->parameters()));
+  return fsdp::linear(swiglu(gate, up), weight, bias);
 }
 
 Tensor swiglu(const Tensor& gate, const Tensor& up) {

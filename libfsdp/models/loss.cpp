@@ -33,6 +33,7 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kLogitsBytes = int64_t{64} << 20;
 constexpr int64_t kMinRows = 64;
+constexpr int64_t kFrozenRows = 128;  // a block's, where the weight is frozen
 constexpr int64_t kVocabularyPart = 6144;
 
 int64_t rows_per_block(int64_t vocabulary) {
@@ -150,9 +151,10 @@ class Head {
 
 LossAndGrads run_blocks(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
                         bool need_hidden, bool need_weight) {
-  const int64_t count = hidden.size(0),
-                block_rows = std::min(count, rows_per_block(weight.size(0)));
   const bool gradient = need_hidden || need_weight;
+  const int64_t count = hidden.size(0), most = rows_per_block(weight.size(0)),
+                fitting = gradient && !need_weight ? std::min(most, kFrozenRows) : most,
+                block_rows = std::min(count, fitting);
   LossAndGrads result{at::scalar_tensor(0.0, hidden.options().dtype(at::kDouble)), {}, {}};
   if (need_hidden) result.d_rows = at::empty_like(hidden);
   if (need_weight) result.d_weight = count > 0 ? at::empty_like(weight) : at::zeros_like(weight);
@@ -178,8 +180,8 @@ c10::IValue take(AutogradContext* ctx, const char* name) {
   return result;
 }
 
-/// All rows in one block: backward makes the products, so that nothing of the weight's size is kept
-/// and its gradient goes where it is wanted.
+/// All rows in one block, for a weight that is trained: backward makes the products, so that
+/// nothing of the weight's size is kept and its gradient goes where it is wanted.
 class SmallCrossEntropy : public torch::autograd::Function<SmallCrossEntropy> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
@@ -274,7 +276,9 @@ Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Te
   check_targets(targets, weight.size(0));
   const bool gradient =
       at::GradMode::is_enabled() && (hidden.requires_grad() || weight.requires_grad());
-  if (gradient && rows.numel() > 0 && rows.numel() <= rows_per_block(weight.size(0)))
+  // For a frozen weight the logits' gradient need not outlive the forward.
+  if (gradient && weight.requires_grad() && rows.numel() > 0 &&
+      rows.numel() <= rows_per_block(weight.size(0)))
     return SmallCrossEntropy::apply(hidden, weight, rows, targets);
   return LinearCrossEntropy::apply(hidden, weight, rows, targets, at::GradMode::is_enabled());
 }

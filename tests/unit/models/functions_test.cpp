@@ -10,6 +10,7 @@
 #include <functional>
 #include <vector>
 
+#include "libfsdp/lora/linear_base.h"
 #include "libfsdp/models/attention.h"
 #include "libfsdp/models/rope.h"
 
@@ -99,6 +100,56 @@ TEST_P(FunctionsTest, SwigluEqualsComposed) {
   const std::vector<at::Tensor> inputs{at::randn({7, GetParam()}) * 20, at::randn({7, GetParam()})};
   expect_agreement(op, inputs, at::kFloat, kFloatBound);
   expect_agreement(op, inputs, at::kBFloat16, kBFloat16Bound);
+}
+
+// An adapter in plain formulas; norm_linears and swiglu_linear take it for what it says it is.
+class PlainAdapter : public lora::LinearBase {
+ public:
+  explicit PlainAdapter(lora::LowRank low_rank) : low_rank_(std::move(low_rank)) {}
+  at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
+                    const at::Tensor& bias) override {
+    return at::linear(x, weight, bias) +
+           at::linear(at::linear(x, low_rank_.a), low_rank_.b) * low_rank_.scaling;
+  }
+  at::Tensor embedding(const at::Tensor&, const at::Tensor&, int64_t, bool) override { return {}; }
+  at::Tensor convolve(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t,
+                      const Convolution&) override {
+    return {};
+  }
+  at::Tensor matrix(const at::Tensor&, const std::string&) override { return {}; }
+  std::optional<lora::LowRank> plain_adapter() const override { return low_rank_; }
+
+ private:
+  lora::LowRank low_rank_;
+};
+
+at::Tensor adapted(const at::Tensor& weight, const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor frozen = weight.detach();
+  set_weight_adapter(frozen, std::make_shared<PlainAdapter>(lora::LowRank{a, b, 1.7}));
+  return frozen;
+}
+
+TEST_P(FunctionsTest, AdaptedLinearsEqualComposed) {
+  const int64_t width = GetParam();
+  const at::Tensor w0 = at::randn({24, width}), w1 = at::randn({9, width}), c = at::randn({24}),
+                   c1 = at::randn({9}), c2 = at::randn({8});
+  const Op norm = [&](const auto& in) {
+    const auto type = in[0].scalar_type();
+    const std::vector<at::Tensor> weights{adapted(w0.to(type), in[2], in[3]), in[6],
+                                          adapted(w1.to(type), in[4], in[5])};
+    return at::cat(
+        norm_linears(in[0], in[1], 1e-5, weights, {c.to(type), c2.to(type), c1.to(type)}), 1);
+  };
+  const std::vector<at::Tensor> inputs{
+      at::randn({131, width}) * 3, at::randn({width}), at::randn({4, width}), at::randn({24, 4}),
+      at::randn({2, width}),       at::randn({9, 2}),  at::randn({8, width})};
+  expect_agreement(norm, inputs, at::kFloat, kFloatBound);
+  const Op swiglu = [&](const auto& in) {
+    const auto type = in[0].scalar_type();
+    return swiglu_linear(in[0], in[1], adapted(w0.to(type), in[2], in[3]), c.to(type));
+  };
+  expect_agreement(swiglu, {at::randn({7, width}), at::randn({7, width}), inputs[2], inputs[3]},
+                   at::kFloat, kFloatBound);
 }
 
 INSTANTIATE_TEST_SUITE_P(Widths, FunctionsTest, testing::Values(2, 15, 16, 64, 80, 577));
