@@ -2,11 +2,13 @@
 transformers and PEFT are the truth."""
 
 import json
+import os
 import pathlib
+import struct
 import subprocess
 import sys
 
-from support import ProgramTest, read_safetensors
+from support import FINETUNE, ProgramTest, read_safetensors, write_safetensors, write_tokenizer
 
 TRUTH = pathlib.Path(__file__).with_name("quantized_truth.py")
 CASES = {  # What quantising at load is called, of which base.
@@ -165,6 +167,76 @@ class Quantized(ProgramTest):
     def train_one(self):
         self.train(self.folder / "float32", "adapter", ranks=1)
         return self.folder / "adapter"
+
+
+NF4_VALUES = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+              -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+              0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+
+
+class Memory(ProgramTest):
+    HIDDEN, INTERMEDIATE, RANK = 512, 2048, 8
+
+    def quantised_model(self, layers):
+        """A folder in nf4 with the same numbers in every layer, and an adapter of all its linear layers."""
+        model, adapter = self.folder / f"model{layers}", self.folder / f"adapter{layers}"
+        model.mkdir()
+        adapter.mkdir()
+        write_tokenizer(model)
+        config = {"model_type": "llama", "vocab_size": 264, "hidden_size": self.HIDDEN, "num_hidden_layers": layers,
+                  "intermediate_size": self.INTERMEDIATE, "num_attention_heads": 8, "num_key_value_heads": 8,
+                  "tie_word_embeddings": True, "dtype": "bfloat16",
+                  "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True,
+                                          "bnb_4bit_quant_type": "nf4"}}
+        (model / "config.json").write_text(json.dumps(config))
+        (adapter / "adapter_config.json").write_text(json.dumps(
+            {"peft_type": "LORA", "r": self.RANK, "lora_alpha": 8, "target_modules": "all-linear"}))
+        square, tall = [self.HIDDEN, self.HIDDEN], [self.INTERMEDIATE, self.HIDDEN]
+        shapes = {**{f"self_attn.{name}_proj": square for name in "qkvo"}, "mlp.gate_proj": tall, "mlp.up_proj": tall,
+                  "mlp.down_proj": tall[::-1]}
+        weights, adapters = {}, {}
+        bf16 = lambda *shape: ("BF16", list(shape), b"\x80\x3f" * (shape[0] * (shape[1] if shape[1:] else 1)))
+        for i in range(layers):
+            for name, shape in shapes.items():
+                module, numel = f"model.layers.{i}.{name}", shape[0] * shape[1]
+                state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": shape}
+                weights[module + ".weight"] = ("U8", [numel // 2, 1], bytes(range(256)) * (numel // 512))
+                weights[module + ".weight.absmax"] = ("F32", [numel // 64], struct.pack("<f", 0.5) * (numel // 64))
+                weights[module + ".weight.quant_map"] = ("F32", [16], struct.pack("<16f", *NF4_VALUES))
+                text = json.dumps(state).encode()
+                weights[module + ".weight.quant_state.bitsandbytes__nf4"] = ("U8", [len(text)], text)
+                for part, size in ("A", [self.RANK, shape[1]]), ("B", [shape[0], self.RANK]):
+                    adapters[f"base_model.model.{module}.lora_{part}.weight"] = (
+                        "F32", size, struct.pack("<2f", 0.01, -0.02) * (size[0] * size[1] // 2))
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                weights[f"model.layers.{i}.{name}.weight"] = bf16(self.HIDDEN)
+        weights["model.norm.weight"] = bf16(self.HIDDEN)
+        weights["model.embed_tokens.weight"] = bf16(264, self.HIDDEN)
+        write_safetensors(model / "model.safetensors", weights)
+        write_safetensors(adapter / "adapter_model.safetensors", adapters)
+        return model, adapter
+
+    def peak_mib(self, *arguments):
+        """Largest resident memory of one run of the program."""
+        program = subprocess.Popen([FINETUNE, *map(str, arguments)], stdout=subprocess.DEVNULL, cwd=self.folder)
+        _, status, usage = os.wait4(program.pid, 0)
+        program.returncode = os.waitstatus_to_exitcode(status)
+        self.assertEqual(program.returncode, 0)
+        return usage.ru_maxrss / 1024
+
+    def test_merging_takes_no_more_memory_for_a_larger_model(self):
+        peaks = {}
+        for layers in (1, 13):
+            model, adapter = self.quantised_model(layers)
+            for form in ([], ["--dequantize", "bfloat16"]):
+                peaks[layers, len(form)] = self.peak_mib(
+                    "merge", "--model_name_or_path", model, "--adapter_name_or_path", adapter, "--output_dir",
+                    self.folder / f"merged{layers}{len(form)}", *form)
+        bytes_more = sum(((self.folder / f"model{layers}" / "model.safetensors").stat().st_size) * sign
+                         for layers, sign in ((13, 1), (1, -1)))
+        self.assertGreater(bytes_more, 27_000_000)
+        for form in (0, 2):
+            self.assertLess(peaks[13, form] - peaks[1, form], 6, peaks)
 
 
 if __name__ == "__main__":
