@@ -158,7 +158,7 @@ const Tensor& LlamaForCausalLMImpl::head_weight() const {
 }
 
 // An adapter of the embedding is not the head's, even where the two share their weight.
-Tensor LlamaForCausalLMImpl::head(const Tensor& hidden) const {
+Tensor LlamaForCausalLMImpl::head(const Tensor& hidden) {
   return lm_head ? lm_head->forward(hidden) : at::linear(hidden, head_weight());
 }
 

@@ -129,7 +129,7 @@ class LlamaForCausalLMImpl : public torch::nn::Module {
 
  private:
   const at::Tensor& head_weight() const;
-  at::Tensor head(const at::Tensor& hidden) const;
+  at::Tensor head(const at::Tensor& hidden);
   void check_input(const at::Tensor& input_ids, int64_t longest) const;
 
   LlamaConfig config_;
