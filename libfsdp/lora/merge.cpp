@@ -283,24 +283,36 @@ class Merger : public std::enable_shared_from_this<Merger> {
   }
 
   // Rows [begin, begin + rows) of W + scaling B A: product, scaling and sum rounded one by one, as
-  // PEFT has them.
+  // PEFT has them. Valid until the next call.
   Tensor summed_rows(const std::string& module, int64_t begin, int64_t rows) {
     const int64_t columns = columns_of(module);
     const Pair& pair = pairs_.at(module);
-    Tensor weight;
+    const Tensor sum = scratch(sum_, rows, columns);
     if (pair.base) {
-      weight = as_floats(file_, *pair.base, begin * columns, rows * columns).view({rows, columns});
+      sum.copy_(as_floats(file_, *pair.base, begin * columns, rows * columns).view_as(sum));
     } else {
-      weight = at::empty({rows, columns}, at::kFloat);
       base_.read_floats(cat(module, kWeight), begin * columns,
-                        {weight.data_ptr<float>(), static_cast<size_t>(weight.numel())});
+                        {sum.data_ptr<float>(), static_cast<size_t>(sum.numel())});
     }
     const double scaling = config_.scaling_of(module);
-    if (pair.embedding) return weight.add_(at::mm(b_, a_.narrow(1, begin, rows)).mul_(scaling).t());
-    return weight.add_(at::mm(b_.narrow(0, begin, rows), a_).mul_(scaling));
+    if (pair.embedding) {
+      Tensor product = scratch(product_, columns, rows);
+      return sum.add_(at::mm_out(product, b_, a_.narrow(1, begin, rows)).mul_(scaling).t());
+    }
+    Tensor product = scratch(product_, rows, columns);
+    return sum.add_(at::mm_out(product, b_.narrow(0, begin, rows), a_).mul_(scaling));
   }
 
-  // Rows of the merged weight.
+  // In memory that is kept: glibc 2.36 does not find again what aligned blocks leave behind, and
+  // its heap would grow with the model.
+  static Tensor scratch(Tensor& kept, int64_t rows, int64_t columns) {
+    const int64_t numel = rows * columns;
+    if (!kept.defined() || kept.numel() < numel)
+      kept = at::empty({std::max(numel, kMostRowsNumel)}, at::kFloat);
+    return kept.narrow(0, 0, numel).view({rows, columns});
+  }
+
+  // Rows of the merged weight. Valid until the next call.
   Tensor merged_rows(const std::string& module, int64_t begin, int64_t rows) {
     load(module);
     const Tensor sum = summed_rows(module, begin, rows);
@@ -370,6 +382,7 @@ class Merger : public std::enable_shared_from_this<Merger> {
   std::map<std::string, const TensorEntry*> replaced_;  // By tensor of the base.
   std::string loaded_;
   Tensor a_, b_, magnitude_;
+  Tensor sum_, product_;  // See scratch().
 };
 
 }  // namespace
