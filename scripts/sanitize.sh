@@ -14,7 +14,8 @@ programs=("$@")
   plan_test kernels_test optim_test io_test engine_test
   comm_test comm_conformance_test comm_device_test gloo_conformance_test
   checkpoint_test state_files_test checkpoint_commit_test
-  calls_test exactness_test misuse_test training_test device_training_test precision_test)
+  calls_test exactness_test misuse_test training_test device_training_test precision_test
+  lora_test lora_layers_test)
 [ -e .venv ] || scripts/bootstrap.sh
 supp=$PWD/tests/sanitizers
 export OMP_NUM_THREADS=1  # No sanitizer sees the barriers of libgomp: its threads would all seem to race.
