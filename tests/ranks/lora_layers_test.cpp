@@ -6,7 +6,6 @@
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
-#include <torch/optim/adamw.h>
 
 #include <filesystem>
 #include <mutex>
@@ -20,6 +19,7 @@
 #include "libfsdp/shard/functions.h"
 #include "libfsdp/shard/init.h"
 #include "libfsdp/shard/state.h"
+#include "tests/ranks/plain_training.h"
 #include "tests/ranks/training_run.h"
 #include "tests/support/rank_threads.h"
 
@@ -35,7 +35,6 @@ using lora::LoraConfig;
 constexpr int64_t kWidth = 12;
 constexpr int64_t kRows = 23;
 constexpr int kLayerSteps = 8;
-constexpr int kAllMicroBatches = 4;
 constexpr double kLayerRate = 3e-3;
 
 LoraConfig config_of(std::vector<std::string> targets) {
@@ -298,23 +297,8 @@ class PlainConvNet {
     std::vector<Tensor> leaves;
     for (auto& [name, value] : values_)
       if (value.requires_grad()) leaves.push_back(value);
-    torch::optim::AdamW optimizer(leaves,
-                                  torch::optim::AdamWOptions(kLayerRate).weight_decay(0).eps(1e-8));
-    std::vector<double> losses;
-    for (int step = 0; step < kLayerSteps; ++step) {
-      optimizer.zero_grad();
-      double sum = 0;
-      int64_t tokens = 0;
-      for (int m = 0; m < kAllMicroBatches; ++m) tokens += micro_batch(step, m).ids.numel();
-      for (int m = 0; m < kAllMicroBatches; ++m) {
-        const Tensor loss = loss_of(micro_batch(step, m));
-        sum += loss.item<double>();
-        (loss / static_cast<double>(tokens)).backward();
-      }
-      optimizer.step();
-      losses.push_back(sum / static_cast<double>(tokens));
-    }
-    return losses;
+    return train_plain(leaves, kLayerSteps, kLayerRate,
+                       [this](const MicroBatch& batch) { return loss_of(batch); });
   }
 
  private:

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
-#include <torch/optim/adamw.h>
 
 #include <filesystem>
 #include <mutex>
@@ -17,6 +16,7 @@
 #include "libfsdp/lora/merge.h"
 #include "libfsdp/lora/peft_files.h"
 #include "libfsdp/shard/functions.h"
+#include "tests/ranks/plain_training.h"
 #include "tests/ranks/training_run.h"
 #include "tests/support/rank_threads.h"
 
@@ -31,7 +31,6 @@ constexpr int kBlocks = 4;
 constexpr int64_t kWidth = 12;
 constexpr int64_t kRows = 23;
 constexpr int kLoraSteps = 12;
-constexpr int kAllMicroBatches = 4;
 constexpr double kLoraRate = 3e-3;
 
 struct LayerImpl : torch::nn::Module, lora::Target {
@@ -116,23 +115,8 @@ class PlainRun {
   std::vector<double> train() {
     std::vector<Tensor> leaves;
     for (auto& [name, leaf] : leaves_) leaves.push_back(leaf);
-    torch::optim::AdamW optimizer(leaves,
-                                  torch::optim::AdamWOptions(kLoraRate).weight_decay(0).eps(1e-8));
-    std::vector<double> losses;
-    for (int step = 0; step < kLoraSteps; ++step) {
-      optimizer.zero_grad();
-      double sum = 0;
-      int64_t tokens = 0;
-      for (int m = 0; m < kAllMicroBatches; ++m) tokens += micro_batch(step, m).ids.numel();
-      for (int m = 0; m < kAllMicroBatches; ++m) {
-        const Tensor loss = loss_of(micro_batch(step, m));
-        sum += loss.item<double>();
-        (loss / static_cast<double>(tokens)).backward();
-      }
-      optimizer.step();
-      losses.push_back(sum / static_cast<double>(tokens));
-    }
-    return losses;
+    return train_plain(leaves, kLoraSteps, kLoraRate,
+                       [this](const MicroBatch& batch) { return loss_of(batch); });
   }
 
  private:

@@ -12,6 +12,7 @@
 #include "libfsdp/lora/peft_files.h"
 #include "libfsdp/lora/prompts.h"
 #include "libfsdp/models/registry.h"
+#include "tests/ranks/plain_training.h"
 #include "tests/ranks/training_run.h"
 #include "tests/support/rank_threads.h"
 
@@ -22,7 +23,6 @@ using at::Tensor;
 using Model = models::LlamaForCausalLM;
 
 constexpr int kPromptSteps = 5;
-constexpr int kAllMicroBatches = 4;
 constexpr int64_t kVocabulary = 31;
 const std::vector<std::string> kKinds = {"prefix", "projection", "llama_adapter"};
 
