@@ -7,10 +7,12 @@ scripts/bootstrap.sh
 scripts/build.sh release
 results=build/release/test-results.xml
 status=0
+rm -f "$results"
 ctest --test-dir build/release --parallel "$(nproc)" --output-on-failure --output-junit test-results.xml \
   --schedule-random "$@" >build/release/test-output.log 2>&1 || status=$?
 grep -E '\*\*\*(Failed|Timeout|Exception|Not Run)|^The following tests (FAILED|did not run)|^\s+[0-9]+ - ' \
   build/release/test-output.log || true
+[ -f "$results" ] || { tail -n 50 build/release/test-output.log; exit 1; }
 python3 - "$results" "$status" <<'PY'
 import sys
 import xml.etree.ElementTree as tree
