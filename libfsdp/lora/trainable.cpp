@@ -1,6 +1,7 @@
 #include "libfsdp/lora/trainable.h"
 
 #include <algorithm>
+#include <set>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/lora/name_match.h"
@@ -22,21 +23,20 @@ int64_t set_trained(torch::nn::Module& model, const Names& names, bool trained) 
   // With all names of tied parameters.
   const auto parameters = model.named_parameters();
   int64_t numel = 0;
-  std::vector<bool> counted(parameters.size(), false);
+  std::set<const at::TensorImpl*> counted;
   for (const std::string& name : names) {
     bool any = false;
-    for (size_t i = 0; i < parameters.size(); ++i) {
-      const auto& parameter = parameters[i];
+    for (const auto& parameter : parameters) {
       if (!chooses(name, parameter.key())) continue;
       any = true;
       at::Tensor tensor = parameter.value();
       tensor.set_requires_grad(trained);
-      if (!counted[i]) numel += tensor.numel();
-      counted[i] = true;
+      if (counted.insert(tensor.unsafeGetTensorImpl()).second) numel += tensor.numel();
     }
     if (!any) {
       throw ConfigError(
-          cat("no parameter is chosen by '", name, "'. There is, for one: ", parameters[0].key()));
+          cat("no parameter is chosen by '", name, "'. There is ",
+              parameters.is_empty() ? "none" : cat("for one: ", parameters[0].key())));
     }
   }
   return numel;
