@@ -116,15 +116,13 @@ auto with_config(const PeftOptions& options, const std::string& base, Use use) {
 
 class Builder {
  public:
-  explicit Builder(models::LlamaForCausalLMImpl& model) : model_(model) {}
+  Builder(models::LlamaForCausalLMImpl& model, bool from_folder)
+      : model_(model), from_folder_(from_folder) {}
 
   std::shared_ptr<lora::Tuner> operator()(const lora::LoraConfig& config) const {
-    if (!model_.lm_head && config.targets("lm_head", /*is_linear=*/true, /*is_head=*/true)) {
-      throw ConfigError(
-          "[adapter] lm_head shares its weight with the embedding in this model: it cannot have an "
-          "adapter of its own. Hint: target embed_tokens.");
-    }
-    return std::make_shared<lora::Adapters>(model_, config);
+    auto adapters = std::make_shared<lora::Adapters>(model_, config);
+    for (const std::string& target : config.target_modules) check_target(target, *adapters);
+    return adapters;
   }
   std::shared_ptr<lora::Tuner> operator()(const lora::PrefixConfig& config) const {
     return std::make_shared<lora::PrefixTuning>(model_, config);
@@ -139,7 +137,23 @@ class Builder {
   }
 
  private:
+  // A name that chooses nothing beside others that do. PEFT's folders may have such.
+  void check_target(const std::string& target, const lora::Adapters& adapters) const {
+    const auto& all = adapters.parameters();
+    const bool chosen = std::any_of(all.begin(), all.end(), [&](const auto& adapter) {
+      return adapter.module == target || adapter.module.ends_with("." + target);
+    });
+    if (chosen) return;
+    if (target == "lm_head" && !model_.lm_head) {
+      throw ConfigError(
+          "[adapter] lm_head shares its weight with the embedding in this model: it cannot have an "
+          "adapter of its own. Hint: target embed_tokens.");
+    }
+    if (!from_folder_) throw ConfigError(cat("[adapter] no module is targeted by ", target));
+  }
+
   models::LlamaForCausalLMImpl& model_;
+  bool from_folder_;
 };
 
 }  // namespace
@@ -186,7 +200,8 @@ ModelParts add_parts(models::LlamaForCausalLMImpl& model, const PeftOptions& opt
   ModelParts parts;
   if (trained) check_adapter(options);
   if (options.adapts())
-    parts.adapters = with_config(options, files.directory.string(), Builder(model));
+    parts.adapters = with_config(options, files.directory.string(),
+                                 Builder(model, !options.adapter_name_or_path.empty()));
   const QuantizationOptions& asked = options.quantization;
   if (!files.quantized.empty()) {
     parts.quantized.emplace(model, files.quantized);

@@ -111,6 +111,8 @@ class Lora(ProgramTest):
         self.assertIn("there are no adapters", refusal(2, "--lora_r", 4))
         self.assertIn("lm_head shares its weight with the embedding in this model",
                       refusal(2, "--use_peft", "--lora_target_modules", "q_proj,lm_head"))
+        self.assertIn("no module is targeted by v_porj",
+                      refusal(2, "--use_peft", "--lora_target_modules", "q_proj,v_porj"))
         self.assertIn("no module is targeted by qq_proj", refusal(2, "--use_peft", "--lora_target_modules", "qq_proj"))
 
     def test_damaged_adapters_are_refused_wherever_they_are_read(self):
