@@ -367,6 +367,11 @@ std::vector<std::string> Adapters::names() const {
   return names;
 }
 
+bool Adapters::adapts(const std::string& module) const {
+  return std::any_of(state_->named.begin(), state_->named.end(),
+                     [&](const auto& named) { return named.second.by_module.count(module) != 0; });
+}
+
 std::vector<std::string> Adapters::trained_besides() const {
   return {state_->trainable.begin(), state_->trainable.end()};
 }

@@ -74,6 +74,8 @@ class Adapters : public Tuner {
   std::vector<std::string> names() const;
   const LoraConfig& config(const std::string& name = kDefaultName) const;
 
+  /// Whether that module has an adapter, of any name.
+  bool adapts(const std::string& module) const;
   /// Names of parameters that are trained and are not of adapters: biases, modules to save.
   std::vector<std::string> trained_besides() const;
 

@@ -139,16 +139,21 @@ class Merger : public std::enable_shared_from_this<Merger> {
         take(".lora_magnitude_vector", &Pair::magnitude, false) ||
         take(".base_layer.weight", &Pair::base, false))
       return;
-    const std::vector<int64_t>* shape = base_.shape(name);
+    // What is trained besides; that of a layer with an adapter lies within another.
+    std::string plain = name;
+    constexpr std::string_view kWithin = ".base_layer";
+    if (const size_t at = plain.rfind(cat(kWithin, ".")); at != std::string::npos)
+      plain.erase(at, kWithin.size());
+    const std::vector<int64_t>* shape = base_.shape(plain);
     if (!shape) throw misnamed();
     if (*shape != entry.shape) {
       throw ModelError(cat(directory_, ": tensor '", entry.name, "' is ",
                            io::shape_text(entry.shape), ", in the base ", io::shape_text(*shape)));
     }
-    replaced_[name] = &entry;
+    replaced_[plain] = &entry;
   }
 
-  void check_pair(const std::string& module, const Pair& pair) const {
+  void check_pair(const std::string& module, const Pair& pair) {
     const auto refuse = [&](const std::string& text) {
       throw ModelError(cat(directory_, ": adapter of '", module, "': ", text));
     };
@@ -236,21 +241,20 @@ class Merger : public std::enable_shared_from_this<Merger> {
     return part;
   }
 
-  static Tensor as_floats(const io::SafetensorsFile& file, const TensorEntry& entry, int64_t begin,
-                          int64_t numel) {
+  // Elements of the adapter's file from `begin`.
+  void read_floats(const TensorEntry& entry, int64_t begin, std::span<float> out) {
     if (!entry.dtype)
-      throw ModelError(cat(file.path(), ": tensor '", entry.name, "' is ", entry.dtype_name));
+      throw ModelError(cat(file_.path(), ": tensor '", entry.name, "' is ", entry.dtype_name));
     const size_t item = dtype_bytes(*entry.dtype);
-    std::vector<std::byte> bytes(static_cast<size_t>(numel) * item);
-    file.read(entry, begin * static_cast<int64_t>(item), bytes);
-    Tensor values = at::empty({numel}, at::kFloat);
-    convert_floats(bytes.data(), *entry.dtype, values.data_ptr<float>(), DType::kF32,
-                   static_cast<size_t>(numel));
-    return values;
+    bytes_.resize(out.size() * item);
+    file_.read(entry, begin * static_cast<int64_t>(item), bytes_);
+    convert_floats(bytes_.data(), *entry.dtype, out.data(), DType::kF32, out.size());
   }
 
-  Tensor whole(const TensorEntry& entry) const {
-    return as_floats(file_, entry, 0, entry.numel).view(entry.shape);
+  Tensor whole(const TensorEntry& entry) {
+    const Tensor values = at::empty(entry.shape, at::kFloat);
+    read_floats(entry, 0, {values.data_ptr<float>(), static_cast<size_t>(entry.numel)});
+    return values;
   }
 
   // Matrices of the module that was asked for last.
@@ -288,11 +292,11 @@ class Merger : public std::enable_shared_from_this<Merger> {
     const int64_t columns = columns_of(module);
     const Pair& pair = pairs_.at(module);
     const Tensor sum = scratch(sum_, rows, columns);
+    const std::span values(sum.data_ptr<float>(), static_cast<size_t>(sum.numel()));
     if (pair.base) {
-      sum.copy_(as_floats(file_, *pair.base, begin * columns, rows * columns).view_as(sum));
+      read_floats(*pair.base, begin * columns, values);
     } else {
-      base_.read_floats(cat(module, kWeight), begin * columns,
-                        {sum.data_ptr<float>(), static_cast<size_t>(sum.numel())});
+      base_.read_floats(cat(module, kWeight), begin * columns, values);
     }
     const double scaling = config_.scaling_of(module);
     if (pair.embedding) {
@@ -348,8 +352,9 @@ class Merger : public std::enable_shared_from_this<Merger> {
     };
     const auto replaced = replaced_.find(name);
     if (replaced != replaced_.end()) {
-      const Tensor values = as_floats(file_, *replaced->second, at, numel);
-      write(values.data_ptr<float>(), static_cast<size_t>(numel));
+      std::vector<float> values(static_cast<size_t>(numel));
+      read_floats(*replaced->second, at, values);
+      write(values.data(), values.size());
     } else if (pairs_.count(module_of(name)) != 0) {
       for_merged(module_of(name), at, numel, write);
     } else {
@@ -383,6 +388,7 @@ class Merger : public std::enable_shared_from_this<Merger> {
   std::string loaded_;
   Tensor a_, b_, magnitude_;
   Tensor sum_, product_;  // See scratch().
+  std::vector<std::byte> bytes_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <set>
 
 #include "libfsdp/base/error.h"
 #include "libfsdp/checkpoint/load_state.h"
@@ -73,30 +74,45 @@ void save_files(ShardedCore& core, const checkpoint::StateDict& state,
                          {{kConfigFile, config_text}});
 }
 
-// PEFT saves an embedding or a head that has an adapter whole, beside it: that is what the adapter
-// was trained on.
-checkpoint::StateDict with_base_layers(ShardedCore& core, checkpoint::StateDict state,
-                                       const checkpoint::StoredTensors& stored) {
+// "lm_head.weight" -> "lm_head.base_layer.weight": in PEFT's files a layer that has an adapter lies
+// within another.
+std::string within_adapted(const std::string& parameter) {
+  const size_t dot = parameter.rfind('.');
+  return cat(parameter.substr(0, dot), ".base_layer", parameter.substr(dot));
+}
+
+// Loads the files. PEFT saves an embedding or a head that has an adapter whole, beside it; the
+// adapter is right for no other one, and is saved by us without it, so it must be the model's.
+void load_tensors(ShardedCore& core, checkpoint::StateDict state, const std::string& directory) {
+  const auto stored = checkpoint::StoredTensors::open(directory, kStem);
+  std::set<std::string> expected, others;
+  for (const checkpoint::TensorPart& tensor : state.tensors) expected.insert(tensor.name);
   for (checkpoint::TensorPart& tensor : model_state(core).tensors) {
-    const size_t dot = tensor.name.rfind('.');
-    if (dot == std::string::npos) continue;
-    const std::string name = peft_name(
-        cat(tensor.name.substr(0, dot), ".base_layer", tensor.name.substr(dot)), kDefaultName);
-    if (!stored.find(name)) continue;
-    tensor.name = name;
+    if (tensor.name.find('.') == std::string::npos) continue;
+    const std::string model_name = tensor.name;
+    tensor.name = peft_name(within_adapted(model_name), kDefaultName);
+    if (expected.count(tensor.name) != 0 || !stored.find(tensor.name)) continue;
+    tensor.target = {};
+    tensor.write = [&others, model_name, read = tensor.read](int64_t at,
+                                                             std::span<const std::byte> theirs) {
+      std::vector<std::byte> ours(theirs.size());
+      read(at, ours);
+      if (!std::equal(ours.begin(), ours.end(), theirs.begin())) others.insert(model_name);
+    };
     state.tensors.push_back(std::move(tensor));
   }
-  return state;
+  checkpoint::load_state(state, stored);
+  if (others.empty()) return;
+  throw ModelError(cat(directory, ": the adapter was trained on another '", *others.begin(),
+                       "' than the model's; it holds its own. Hint: name the model that it was "
+                       "trained on, or merge, which takes the adapter's."));
 }
 
 void load_files(ShardedCore& core, const checkpoint::StateDict& state,
                 const std::string& directory) {
   const checkpoint::Verdict verdict(core.comm());
   checkpoint::Outcome loaded;
-  loaded.run([&] {
-    const auto stored = checkpoint::StoredTensors::open(directory, kStem);
-    checkpoint::load_state(with_base_layers(core, state, stored), stored);
-  });
+  loaded.run([&] { load_tensors(core, state, directory); });
   verdict.agree(loaded, "adapter is loaded");
   core.publish();
   check_updated(core, state, directory.c_str());
@@ -127,7 +143,10 @@ checkpoint::StateDict adapter_state(ShardedCore& core, const Adapters& adapters,
     add(b_name(adapter, name));
     if (adapter.magnitude.defined()) add(magnitude_name(adapter, name));
   }
-  for (const std::string& parameter : adapters.trained_besides()) add(parameter);
+  for (const std::string& parameter : adapters.trained_besides()) {
+    const bool within = adapters.adapts(parameter.substr(0, parameter.rfind('.')));
+    names[parameter] = peft_name(within ? within_adapted(parameter) : parameter, name);
+  }
   return renamed_state(core, names);
 }
 

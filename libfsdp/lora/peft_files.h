@@ -25,7 +25,7 @@ void save_adapter(ShardedCore& core, const Adapters& adapters, const std::string
 
 /// Fills the adapter from such a directory, each rank its own bytes; the config that it was made
 /// with should be that of the directory. An embedding or a head that PEFT saved whole beside its
-/// adapter ("base_layer") takes the place of the model's.
+/// adapter ("base_layer") must be the model's.
 ///
 /// Collective. Inits that change the model's weights must have been run before, as PEFT does.
 /// Throws, on all ranks: ModelError that lists missing, unexpected and misshapen tensors, or names

@@ -2,7 +2,7 @@
 
 usage: make_runs.py OUTPUT_DIR
 
-A random 4-layer Llama; for each kind of adapter one with random values, 20 steps over batches that are a function of step
+A random 4-layer Llama, or Qwen2; for each kind of adapter one with random values, 20 steps over batches that are a function of step
 and micro-batch. Writes the model, and for each kind: start/ and end/ as PEFT saves them (of a projected prefix also
 start/encoder.safetensors, the projection itself), and run.safetensors: losses, norms, logits after the last step, and how
 far PEFT is from itself when it runs row by row.
@@ -24,8 +24,13 @@ LORA_KINDS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": T
               "patterns": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6}, "alpha_pattern": {"down_proj": 3},
                            "layers_to_transform": [0, 1, 3], "modules_to_save": None},
               "embedding": {"use_dora": True, "target_modules": ["embed_tokens", "v_proj"]},
-              "head": {"target_modules": ["q_proj", "lm_head"]}}
-BASES = {"base": (5, True), "untied": (5, False), "other": (6, False)}  # Seed; whether head and embedding are one weight.
+              "head": {"target_modules": ["q_proj", "lm_head"]},
+              "bias": {"target_modules": ["q_proj", "o_proj"], "bias": "all"},
+              "lora_only": {"bias": "lora_only"}}
+# Type; seed; whether head and embedding are one weight.
+BASES = {"base": ("llama", 5, True), "untied": ("llama", 5, False), "other": ("llama", 6, False),
+         "biased": ("qwen2", 5, True)}
+BASE_OF = {"embedding": "untied", "head": "untied", "bias": "biased", "lora_only": "biased"}
 
 
 # B and the gates are random too: PEFT's own start, zero, says nothing about their part in the first loss.
@@ -57,7 +62,7 @@ KINDS = {**{kind: lambda model, options=options: lora(model, **options) for kind
 
 
 def base_of(kind):
-    return "untied" if kind in ("head", "embedding") else "base"
+    return BASE_OF.get(kind, "base")
 
 
 def adapters_of(model):
@@ -68,10 +73,13 @@ def adapters_of(model):
 def main():
     torch.set_num_threads(1)
     out = sys.argv[1]
-    for name, (seed, tied) in BASES.items():
+    for name, (model_type, seed, tied) in BASES.items():
         torch.manual_seed(seed)
-        config = transformers.AutoConfig.for_model("llama", **{**common.llama_sizes(4), "tie_word_embeddings": tied})
+        config = transformers.AutoConfig.for_model(model_type, **{**common.llama_sizes(4), "tie_word_embeddings": tied})
         base = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
+        for key, value in base.named_parameters():
+            if key.endswith(".bias"):  # They start at zero.
+                value.data.normal_(std=0.1)
         base.save_pretrained(os.path.join(out, name))
     save_file(common.batches(MICRO_BATCHES), os.path.join(out, "batches.safetensors"))
     for kind, adapt in KINDS.items():

@@ -42,7 +42,6 @@ struct Case {
   bool checkpointing;
   std::optional<lora::QuantizationOptions> quantization = {};
   std::string base = "base";
-  std::string beside_adapter = {};  ///< The weight that start/ holds, too; only there is it read.
 };
 
 std::string name_of(const Case& one) {
@@ -100,6 +99,7 @@ Course train(const Case& one, const std::string& directory, bool save) {
   run_ranks(one.ranks, [&](comm::Communicator& own) {
     auto model =
         models::make_causal_lm(io::HfModelConfig::read(base), at::TensorOptions(at::kMeta));
+    const bool is_tied = !model->lm_head;
     const auto adapters = make_tuner(*model, directory + "/start");
     std::optional<lora::QuantizedWeights> quantized;
     if (one.quantization) quantized.emplace(*model, *one.quantization);
@@ -111,14 +111,12 @@ Course train(const Case& one, const std::string& directory, bool save) {
     auto sharded = fully_shard(model, std::shared_ptr<comm::Communicator>(&own, [](auto*) {}),
                                adapters->shard_options(options));
     const auto weights = io::HfWeights::open(base);
-    std::vector<std::string> aliases = {"lm_head.weight"};
-    if (!one.beside_adapter.empty()) aliases = {one.beside_adapter};
+    std::vector<std::string> aliases;
+    if (is_tied) aliases = {"lm_head.weight"};
     if (quantized)
       aliases.insert(aliases.end(), quantized->file_names().begin(), quantized->file_names().end());
-    const auto left_out = [&](const std::string& name) {
-      return name == one.beside_adapter || lora::Adapters::is_adapter(name);
-    };
-    load_weights(sharded.core(), weights, aliases, quantized ? quantized->left_out() : left_out);
+    load_weights(sharded.core(), weights, aliases,
+                 quantized ? quantized->left_out() : lora::Adapters::is_adapter);
     if (quantized) quantized->load(sharded.core(), weights);
     load_start(sharded.core(), *adapters, directory + "/start");
     const auto batch_of = [&](int step, int m) {
@@ -213,7 +211,22 @@ TEST_P(PeftParity, FollowsPeftForTwentySteps) {
   }
 }
 
-// PEFT saves a head that has an adapter whole, beside it: that is what the adapter is merged into.
+// PEFT saves a head that has an adapter whole, beside it: it must be the model's.
+TEST(PeftFiles, AnAdapterOfAnotherHeadIsRefused) {
+  const std::string start = FSDP_RUNS_DIR "/head/start", base = FSDP_RUNS_DIR "/other";
+  const std::string errors = run_ranks_quietly(2, [&](comm::Communicator& own) {
+    auto model =
+        models::make_causal_lm(io::HfModelConfig::read(base), at::TensorOptions(at::kMeta));
+    const auto adapters = make_tuner(*model, start);
+    auto sharded = fully_shard(model, std::shared_ptr<comm::Communicator>(&own, [](auto*) {}),
+                               adapters->shard_options({}));
+    load_weights(sharded.core(), io::HfWeights::open(base), {}, lora::Adapters::is_adapter);
+    lora::load_adapter(sharded.core(), *adapters, start);
+  });
+  EXPECT_NE(errors.find("was trained on another 'lm_head.weight'"), std::string::npos) << errors;
+}
+
+// That is what the adapter is merged into.
 TEST(PeftFiles, AWeightBesideItsAdapterIsMergedInto) {
   const std::string start = FSDP_RUNS_DIR "/head/start";
   const auto file = io::SafetensorsFile::open(start + "/adapter_model.safetensors");
@@ -331,15 +344,15 @@ std::vector<Case> all_cases() {
     cases.push_back({kind, kFullShard, 2, true, true});
   }
   for (const bool slots : {false, true}) {
-    for (const auto& [kind, weight] : {std::pair{"embedding", "model.embed_tokens.weight"},
-                                       std::pair{"head", "lm_head.weight"}}) {
+    for (const auto& [kind, base] :
+         {std::pair{"embedding", "untied"}, std::pair{"head", "untied"},
+          std::pair{"bias", "biased"}, std::pair{"lora_only", "biased"}}) {
       cases.push_back({.kind = kind,
                        .strategy = kFullShard,
                        .ranks = 2,
                        .slots = slots,
                        .checkpointing = slots,
-                       .base = "untied",
-                       .beside_adapter = weight});
+                       .base = base});
     }
   }
   for (const bool checkpointing : {false, true}) {
