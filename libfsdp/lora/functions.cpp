@@ -39,10 +39,9 @@ struct LinearsFunction : torch::autograd::Function<LinearsFunction> {
     LinearGroup::Outputs outputs = group->forward(u ? rows_of(x) : rows, rows);
     variable_list saved = {group->reads_input() ? rows : Tensor()};
     saved.insert(saved.end(), outputs.t.begin(), outputs.t.end());
-    context->save_for_backward(std::move(saved));
+    save_with_group(*context, std::move(saved), group);
     context->saved_data["sizes"] = x.sizes();
     context->saved_data["dropped"] = u.has_value();
-    keep_group(*context, group);
     // Not a view: what a function returns as one may not be changed in place.
     for (Tensor& y : outputs.y) y = at::_unsafe_view(y, with_width(x.sizes(), y.size(1)));
     return std::move(outputs.y);
@@ -53,9 +52,12 @@ struct LinearsFunction : torch::autograd::Function<LinearsFunction> {
     const std::vector<int64_t> sizes = context->saved_data["sizes"].toIntVector();
     const bool dropped = context->saved_data["dropped"].toBool();
     for (Tensor& d : gradients) d = rows_of(d);
-    const LinearGroup::Gradients result =
-        kept_group(*context)->backward(gradients, saved[0], {saved.begin() + 1, saved.end()},
-                                       context->needs_input_grad(0), dropped);
+    const auto t = saved.begin() + 1;
+    const LinearGroup::Gradients result = saved_group(*context)->backward(
+        gradients, saved[0], {t, t + static_cast<std::ptrdiff_t>(gradients.size())},
+        {.x = context->needs_input_grad(0),
+         .u = dropped && context->needs_input_grad(1),
+         .dropped = dropped});
     variable_list results = {result.x.defined() ? result.x.view(sizes) : Tensor(),
                              result.u.defined() ? result.u.view(sizes) : Tensor(), Tensor()};
     results.insert(results.end(), result.parameters.begin(), result.parameters.end());
@@ -71,11 +73,14 @@ Tensor linear_of(const Tensor& x, const Tensor& u, PlainLinear layer) {
 
 }  // namespace
 
-void keep_group(AutogradContext& context, const std::shared_ptr<const LinearGroup>& group) {
+void save_with_group(AutogradContext& context, variable_list saved,
+                     const std::shared_ptr<const LinearGroup>& group) {
+  saved.insert(saved.end(), group->parameters().begin(), group->parameters().end());
+  context.save_for_backward(std::move(saved));
   context.saved_data["group"] = c10::IValue::make_capsule(c10::make_intrusive<GroupHolder>(group));
 }
 
-std::shared_ptr<const LinearGroup> kept_group(AutogradContext& context) {
+std::shared_ptr<const LinearGroup> saved_group(AutogradContext& context) {
   const auto capsule = context.saved_data.at("group").toCapsule();
   return c10::static_intrusive_pointer_cast<GroupHolder>(capsule)->group;
 }

@@ -14,10 +14,12 @@ struct AutogradContext;
 
 namespace fsdp::lora {
 
-/// What a torch::autograd::Function with layers of a group keeps of them for backward.
-void keep_group(torch::autograd::AutogradContext& context,
-                const std::shared_ptr<const LinearGroup>& group);
-std::shared_ptr<const LinearGroup> kept_group(torch::autograd::AutogradContext& context);
+/// Saves these tensors, and behind them the group's parameters, so that a change of one before
+/// backward is an error; and the group.
+void save_with_group(torch::autograd::AutogradContext& context, std::vector<at::Tensor> saved,
+                     const std::shared_ptr<const LinearGroup>& group);
+/// After get_saved_variables(), which checks them.
+std::shared_ptr<const LinearGroup> saved_group(torch::autograd::AutogradContext& context);
 
 /// x W^T + bias. Keeps the weight as it lies, and nothing of x. Shapes: x [..., in] -> [..., out].
 at::Tensor frozen_linear(const at::Tensor& x, const FrozenWeight& weight, const at::Tensor& bias);

@@ -81,17 +81,17 @@ void LinearGroup::add_input_gradients(const std::vector<Tensor>& d, const std::v
 }
 
 LinearGroup::Gradients LinearGroup::backward(const std::vector<Tensor>& d, const Tensor& u,
-                                             const std::vector<Tensor>& t, bool with_input,
-                                             bool dropped) const {
+                                             const std::vector<Tensor>& t,
+                                             const Wanted& wanted) const {
   Gradients result;
   std::vector<Tensor> dt(layers_.size());
   for (size_t i = 0; i < layers_.size(); ++i) {
     const LowRank& adapter = layers_[i].adapter;
     if (!adapter.a.defined()) continue;
     dt[i] = at::mm(d[i], adapter.b).mul_(adapter.scaling);
-    if (dropped) add_product(result.u, dt[i], adapter.a);
+    if (wanted.u) add_product(result.u, dt[i], adapter.a);
   }
-  if (with_input) add_input_gradients(d, dt, dropped, result);
+  if (wanted.x) add_input_gradients(d, dt, wanted.dropped, result);
   const auto add = [&](const Tensor& parameter, auto gradient) {
     if (parameter.defined())
       result.parameters.push_back(parameter.requires_grad() ? gradient() : Tensor());

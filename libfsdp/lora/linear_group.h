@@ -60,14 +60,18 @@ class LinearGroup {
 
   struct Gradients {
     at::Tensor x;
-    at::Tensor u;  ///< Undefined when u is x.
+    at::Tensor u;
     /// As parameters(); undefined where one is not needed, or went to its place.
     std::vector<at::Tensor> parameters;
   };
-  /// d: by layer, [N, out]. `u` may be undefined unless reads_input(). `with_input`: x needs a
-  /// gradient; `dropped`: u is another tensor than x.
+  struct Wanted {
+    bool x = true;
+    bool u = false;
+    bool dropped = false;  ///< u is another tensor than x.
+  };
+  /// d: by layer, [N, out]. `u` may be undefined unless reads_input().
   Gradients backward(const std::vector<at::Tensor>& d, const at::Tensor& u,
-                     const std::vector<at::Tensor>& t, bool with_input, bool dropped) const;
+                     const std::vector<at::Tensor>& t, const Wanted& wanted) const;
 
  private:
   void add_input_gradients(const std::vector<at::Tensor>& d, const std::vector<at::Tensor>& dt,

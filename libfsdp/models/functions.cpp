@@ -101,9 +101,8 @@ class NormLinears : public torch::autograd::Function<NormLinears> {
     lora::LinearGroup::Outputs outputs = layers->forward(y, y);
     variable_list saved = {x, parameters[0]};
     saved.insert(saved.end(), outputs.t.begin(), outputs.t.end());
-    ctx->save_for_backward(std::move(saved));
+    lora::save_with_group(*ctx, std::move(saved), layers);
     ctx->saved_data["eps"] = eps;
-    lora::keep_group(*ctx, layers);
     return std::move(outputs.y);
   }
 
@@ -112,8 +111,9 @@ class NormLinears : public torch::autograd::Function<NormLinears> {
     const Tensor &x = saved[0], &norm_weight = saved[1];
     const Normed normed = rms_norm_forward(x, norm_weight, ctx->saved_data["eps"].toDouble());
     const bool with_input = ctx->needs_input_grad(0) || norm_weight.requires_grad();
-    const lora::LinearGroup::Gradients layers = lora::kept_group(*ctx)->backward(
-        grads, normed.y, {saved.begin() + 2, saved.end()}, with_input, false);
+    const auto t = saved.begin() + 2;
+    const lora::LinearGroup::Gradients layers = lora::saved_group(*ctx)->backward(
+        grads, normed.y, {t, t + static_cast<std::ptrdiff_t>(grads.size())}, {.x = with_input});
     variable_list results(kNormWeight + 1);
     results.insert(results.end(), layers.parameters.begin(), layers.parameters.end());
     if (!with_input) return results;
@@ -175,17 +175,17 @@ class SwigluLinear : public torch::autograd::Function<SwigluLinear> {
     const Tensor gate = gate_in.contiguous(), up = up_in.contiguous();
     const Tensor x = swiglu_forward(gate, up);
     lora::LinearGroup::Outputs outputs = layer->forward(x, x);
-    ctx->save_for_backward({gate, up, outputs.t[0]});
-    lora::keep_group(*ctx, layer);
+    lora::save_with_group(*ctx, {gate, up, outputs.t[0]}, layer);
     return outputs.y[0];
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &gate = saved[0], &up = saved[1];
-    const auto layer = lora::kept_group(*ctx);
-    const Tensor x = layer->reads_input() ? swiglu_forward(gate, up) : Tensor();
-    const lora::LinearGroup::Gradients linear = layer->backward(grads, x, {saved[2]}, true, false);
+    const auto layer = lora::saved_group(*ctx);
+    Tensor x = layer->reads_input() ? swiglu_forward(gate, up) : Tensor();
+    const lora::LinearGroup::Gradients linear = layer->backward(grads, x, {saved[2]}, {});
+    x.reset();
     SwigluGradients d = swiglu_gradients(gate, up, linear.x);
     variable_list results = {d.gate, d.up, Tensor()};
     results.insert(results.end(), linear.parameters.begin(), linear.parameters.end());

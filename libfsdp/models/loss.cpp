@@ -33,7 +33,7 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kLogitsBytes = int64_t{64} << 20;
 constexpr int64_t kMinRows = 64;
-constexpr int64_t kFrozenRows = 128;  // a block's, where the weight is frozen
+constexpr int64_t kFrozenRows = 128;  // a block's on the CPU, where the weight is frozen
 constexpr int64_t kVocabularyPart = 6144;
 
 int64_t rows_per_block(int64_t vocabulary) {
@@ -151,10 +151,10 @@ class Head {
 
 LossAndGrads run_blocks(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
                         bool need_hidden, bool need_weight) {
-  const bool gradient = need_hidden || need_weight;
+  const bool gradient = need_hidden || need_weight,
+             few = gradient && !need_weight && hidden.device().is_cpu();
   const int64_t count = hidden.size(0), most = rows_per_block(weight.size(0)),
-                fitting = gradient && !need_weight ? std::min(most, kFrozenRows) : most,
-                block_rows = std::min(count, fitting);
+                block_rows = std::min(count, few ? std::min(most, kFrozenRows) : most);
   LossAndGrads result{at::scalar_tensor(0.0, hidden.options().dtype(at::kDouble)), {}, {}};
   if (need_hidden) result.d_rows = at::empty_like(hidden);
   if (need_weight) result.d_weight = count > 0 ? at::empty_like(weight) : at::zeros_like(weight);
@@ -276,9 +276,10 @@ Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Te
   check_targets(targets, weight.size(0));
   const bool gradient =
       at::GradMode::is_enabled() && (hidden.requires_grad() || weight.requires_grad());
-  // For a frozen weight the logits' gradient need not outlive the forward.
-  if (gradient && weight.requires_grad() && rows.numel() > 0 &&
-      rows.numel() <= rows_per_block(weight.size(0)))
+  // For a frozen weight the logits' gradient need not outlive the forward, but in fp16 products of
+  // what backward has scaled keep gradients that would be zero.
+  const bool outlives = weight.requires_grad() || hidden.scalar_type() == at::kHalf;
+  if (gradient && outlives && rows.numel() > 0 && rows.numel() <= rows_per_block(weight.size(0)))
     return SmallCrossEntropy::apply(hidden, weight, rows, targets);
   return LinearCrossEntropy::apply(hidden, weight, rows, targets, at::GradMode::is_enabled());
 }

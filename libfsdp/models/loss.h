@@ -8,8 +8,8 @@ namespace fsdp::models {
 /// Sum over i of -log softmax(hidden[rows[i]] weight^T)[targets[i]].
 ///
 /// Shapes: hidden [N, D], weight [V, D], rows and targets int64 [M] -> fp32 [] (double for double
-/// inputs). Memory: logits of one block of rows (at most 64 MiB in fp32, and at least 64 rows),
-/// never all of them. Where gradients
+/// inputs). Memory: logits of one block of rows (at most 64 MiB in fp32, and at least 64 rows;
+/// with a frozen weight on the CPU at most 128 rows), never all of them. Where gradients
 ///         are on, they are computed here, block by block, and kept for backward: d(hidden) and
 ///         d(weight).
 /// Throws: DataError for a target outside the vocabulary.

@@ -25,7 +25,8 @@ class GradientSink : public torch::autograd::PostAccumulateGradHook {
 };
 
 /// The place for `parameter`'s gradient if it is sharded and can be written now, see take_place. In
-/// a torch::autograd::Function's backward, for a parameter from get_saved_variables().
+/// a torch::autograd::Function's backward, for a parameter from get_saved_variables(), or kept
+/// otherwise: the module's own tensor.
 std::optional<GradientPlace> gradient_place(const at::Tensor& parameter, at::ScalarType type);
 
 /// d^T @ x as the gradient of a weight [out, in], d [N, out] and x [N, in]: written to its place,

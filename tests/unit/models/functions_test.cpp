@@ -10,6 +10,7 @@
 #include <functional>
 #include <vector>
 
+#include "libfsdp/lora/functions.h"
 #include "libfsdp/lora/linear_base.h"
 #include "libfsdp/models/attention.h"
 #include "libfsdp/models/rope.h"
@@ -150,6 +151,55 @@ TEST_P(FunctionsTest, AdaptedLinearsEqualComposed) {
   };
   expect_agreement(swiglu, {at::randn({7, width}), at::randn({7, width}), inputs[2], inputs[3]},
                    at::kFloat, kFloatBound);
+}
+
+// One operation for several layers sums gradients in the order in which autograd sums those of
+// layers apart.
+TEST_P(FunctionsTest, AdaptedLinearsHaveTheBitsOfLayersApart) {
+  const int64_t width = GetParam();
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    const auto leaf = [&](at::IntArrayRef sizes) {
+      return at::randn(sizes).to(type).set_requires_grad(true);
+    };
+    const at::Tensor w0 = at::randn({24, width}).to(type), w1 = at::randn({9, width}).to(type),
+                     w2 = at::randn({8, width}).to(type), bias = at::randn({24}).to(type);
+    const std::vector<at::Tensor> leaves{leaf({37, width}), leaf({width}),    leaf({4, width}),
+                                         leaf({24, 4}),     leaf({2, width}), leaf({9, 2})};
+    const auto results_and_gradients = [&](bool apart) {
+      const auto &x = leaves[0], &norm = leaves[1];
+      std::vector<at::Tensor> all;
+      if (apart) {
+        const at::Tensor y = rms_norm(x, norm, 1e-5);
+        all = {lora::lora_linear(y, {}, {w0, nullptr}, bias, {leaves[2], leaves[3], 1.7}),
+               lora::frozen_linear(y, {w2, nullptr}, {}),
+               lora::lora_linear(y, {}, {w1, nullptr}, {}, {leaves[4], leaves[5], 1.7})};
+      } else {
+        all =
+            norm_linears(x, norm, 1e-5,
+                         {adapted(w0, leaves[2], leaves[3]), w2, adapted(w1, leaves[4], leaves[5])},
+                         {bias, at::Tensor(), at::Tensor()});
+      }
+      const at::Tensor sum = at::cat(all, 1);
+      const at::Tensor weights = at::linspace(-1, 1, sum.numel()).view_as(sum).to(type);
+      const auto gradients = torch::autograd::grad({sum}, leaves, {weights});
+      all.insert(all.end(), gradients.begin(), gradients.end());
+      return all;
+    };
+    const auto fused = results_and_gradients(false), plain = results_and_gradients(true);
+    for (size_t i = 0; i < fused.size(); ++i)
+      EXPECT_TRUE(at::equal(fused[i], plain[i])) << i << " in " << type;
+  }
+}
+
+TEST(LinearsTest, AWeightThatChangedBeforeItsBackwardIsAnError) {
+  const at::Tensor x = at::randn({5, 6}), a = at::randn({2, 6}).set_requires_grad(true),
+                   b = at::randn({4, 2}).set_requires_grad(true);
+  const at::Tensor y = norm_linears(x, at::ones({6}), 1e-5, {adapted(at::randn({4, 6}), a, b)})[0];
+  {
+    const at::NoGradGuard no_graph;
+    b.mul_(0.5);
+  }
+  EXPECT_THROW(y.sum().backward(), c10::Error);
 }
 
 INSTANTIATE_TEST_SUITE_P(Widths, FunctionsTest, testing::Values(2, 15, 16, 64, 80, 577));
