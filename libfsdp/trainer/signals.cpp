@@ -90,12 +90,6 @@ void handle_signals(SignalRole role) {
   take(SIGUSR2, on_save);
 }
 
-SignalRequests::~SignalRequests() {
-  asks = false;
-  // A late request to save is no reason to die.
-  take(SIGUSR1, on_save);
-}
-
 void SignalRequests::ask() { asks = true; }
 
 int SignalRequests::end_signal() const { return end_number; }

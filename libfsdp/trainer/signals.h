@@ -15,14 +15,14 @@ enum class SignalRole {
 /// be launched. Signals that are ignored (nohup) stay so. Before ranks join or are launched.
 void handle_signals(SignalRole role);
 
-/// Between ask() and the end of its life, SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and an
-/// end instead, and SIGUSR2, since handle_signals(), for a checkpoint. A second signal to end, half
-/// a second after the first or later (a launcher may hand on what this process was sent as well),
-/// ends the process at once with 130. One at a time in a process.
+/// From ask() on, SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and an end instead (which the
+/// end of the process is, when the run is over: nothing is lost, and nothing was interrupted), and
+/// SIGUSR2, since handle_signals(), for a checkpoint. A second signal to end, half a second after
+/// the first or later (a launcher may hand on what this process was sent as well), ends the process
+/// at once with 130. One in a process.
 class SignalRequests {
  public:
   SignalRequests() = default;
-  ~SignalRequests();
   SignalRequests(const SignalRequests&) = delete;
   SignalRequests& operator=(const SignalRequests&) = delete;
 

@@ -1,5 +1,6 @@
 """Signals from outside: a clean terminal and the documented exit code."""
 
+import contextlib
 import os
 import pathlib
 import pty
@@ -110,6 +111,19 @@ class Interrupt(ProgramTest):
                 by = "" if to_rank else " by SIGUSR1"
                 self.assertEqual(self.early(signal.SIGUSR1, ranks, to_rank),
                                  (130, f"finetune: interrupted{by}, nothing saved\n", []))
+
+    def test_a_signal_behind_the_last_step_interrupts_nothing(self):
+        self.model, self.data = self.tiny_model(), self.tiny_data()
+        for _ in range(4):
+            shutil.rmtree(self.folder / "out", ignore_errors=True)
+            process = self.start(2)
+            while not process.stdout.readline().startswith("saved: "):
+                self.assertIsNone(process.poll())
+            for pid in self.children(process):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGTERM)
+            error = process.communicate(timeout=60)[1]
+            self.assertEqual((process.returncode, error), (0, ""))
 
     def test_the_time_outs_are_options(self):
         started = time.monotonic()
